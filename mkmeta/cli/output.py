@@ -1,0 +1,50 @@
+"""What verbs print, for people or for programs: results on stdout, everything else on stderr.
+
+With `--json`, stdout carries one object per line, each with a `message_type`; formats/cli.md lists them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+
+from mkmeta.errors import MkmetaError, printable
+
+
+def emit(message_type: str, **fields: object) -> None:
+    """Prints one JSON message."""
+    print(json.dumps({"message_type": message_type, **fields}), flush=True)
+
+
+def note(text: str) -> None:
+    """Prints a line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def report_error(error: MkmetaError, *, as_json: bool) -> None:
+    """Prints the one line an error is, and its hint."""
+    if as_json:
+        fields: dict[str, object] = {"code": int(error.exit_code), "message": error.message, "hint": error.hint}
+        emit("exit_error", **fields, **(path_fields(error.path) if error.path is not None else {}))
+    note(f"mkmeta: {error}")
+    if error.hint:
+        note(f"mkmeta: {error.hint}")
+
+
+def path_fields(path: bytes, key: str = "path") -> dict[str, str]:
+    """A path for JSON: as text, and when it is not UTF-8 also exactly, in base64."""
+    try:
+        return {key: path.decode()}
+    except UnicodeDecodeError:
+        return {key: printable(path), f"{key}_b64": base64.b64encode(path).decode()}
+
+
+def human_bytes(count: int) -> str:
+    """A number of bytes with a binary unit: `1.5 MiB`."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} EiB"

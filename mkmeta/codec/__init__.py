@@ -1,0 +1,1 @@
+"""Bytes to model and back. Nothing in this layer opens a file."""

@@ -1,0 +1,128 @@
+"""The fixed tables of a manifest file: header, frame table rows, object table rows, footer.
+
+The layout is that of formats/manifest.md section 2.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final, NamedTuple, NoReturn
+
+from mkmeta.digest import ObjectId
+from mkmeta.errors import FormatError
+
+MAGIC: Final = b"\x89MKM\r\n\x1a\n"
+END_MAGIC: Final = MAGIC[::-1]
+VERSION: Final = 1
+FRAME_TARGET: Final = (
+    256 << 10
+)  # bytes a writer puts in a frame before it closes it; readers accept up to FRAME_SIZE_MAX
+FRAME_SIZE_MAX: Final = 256 << 20  # bytes, decompressed
+INFO_SIZE_MAX: Final = 64 << 20  # bytes
+
+HEADER = struct.Struct("<8sIIII8s")
+FRAME_ROW = struct.Struct("<QII")
+OBJECT_ROW = struct.Struct("<32sIII")
+FOOTER = struct.Struct("<QIIQQ32sIIIIII8s")
+
+
+class FrameRow(NamedTuple):
+    """Where a frame is in the file."""
+
+    offset: int
+    compressed: int  # bytes in the file
+    size: int  # bytes, decompressed
+
+
+class Location(NamedTuple):
+    """Where an object or record is: in which frame, at which offset of its decompressed bytes."""
+
+    frame: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footer:
+    """The last 96 bytes: where everything else is."""
+
+    frame_table: int  # offset in the file
+    frames: int
+    object_table: int  # offset in the file
+    objects: int
+    manifest_id: ObjectId
+    info: Location
+    facts: Location | None
+
+    def encode(self) -> bytes:
+        """The footer's bytes."""
+        facts = self.facts or Location(0, 0, 0)
+        return FOOTER.pack(
+            self.frame_table,
+            self.frames,
+            0,
+            self.object_table,
+            self.objects,
+            self.manifest_id,
+            *self.info,
+            *facts,
+            END_MAGIC,
+        )
+
+
+def encode_header() -> bytes:
+    """The header's bytes."""
+    return HEADER.pack(MAGIC, VERSION, 0, 0, 0, bytes(8))
+
+
+def check_header(data: bytes) -> None:
+    """Raises FormatError unless `data`, the first 32 bytes of a file, begins a manifest this code can read."""
+    if len(data) < HEADER.size or data[:8] != MAGIC:
+        _fail("header", "this is not a mkmeta manifest (wrong magic)")
+    _, version, _compat, _ro_compat, incompat, reserved = HEADER.unpack(data)
+    if version != VERSION:
+        _fail("header", f"version {version}, this mkmeta reads version {VERSION}")
+    if incompat:
+        _fail("header", f"incompat flags {incompat:#x} of a newer mkmeta")
+    if any(reserved):
+        _fail("header", "reserved bytes are not zero")
+
+
+def decode_footer(data: bytes, file_size: int) -> Footer:
+    """The footer from the last 96 bytes of a file, checked against the size of the file."""
+    if len(data) != FOOTER.size or data[-8:] != END_MAGIC:
+        _fail("footer", "missing: the file was cut or not completely written")
+    frame_table, frames, zero, object_table, objects, manifest_id, *refs, _ = FOOTER.unpack(data)
+    if zero:
+        _fail("footer", "reserved bytes are not zero")
+    if frame_table < HEADER.size or object_table != frame_table + frames * FRAME_ROW.size:
+        _fail("footer", "the frame table has no valid place")
+    if object_table + objects * OBJECT_ROW.size + FOOTER.size != file_size:
+        _fail("footer", "the tables do not fill the file")
+    info, facts = Location(*refs[:3]), Location(*refs[3:])
+    if facts.length == 0 and (facts.frame or facts.offset):
+        _fail("footer", "bad reference to facts")
+    return Footer(
+        frame_table=frame_table,
+        frames=frames,
+        object_table=object_table,
+        objects=objects,
+        manifest_id=ObjectId(manifest_id),
+        info=info,
+        facts=facts if facts.length else None,
+    )
+
+
+def decode_frame_row(data: bytes, number: int, frame_table: int) -> FrameRow:
+    """A row of the frame table, checked to lie between header and frame table."""
+    row = FrameRow(*FRAME_ROW.unpack(data))
+    if row.offset < HEADER.size or row.offset + row.compressed > frame_table:
+        _fail(f"frame {number}", "lies outside the file's frames")
+    if row.size > FRAME_SIZE_MAX:
+        _fail(f"frame {number}", f"{row.size} bytes, more than the limit of {FRAME_SIZE_MAX}")
+    return row
+
+
+def _fail(where: str, reason: str) -> NoReturn:
+    raise FormatError(f"{where}: {reason}")

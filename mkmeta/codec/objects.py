@@ -1,0 +1,373 @@
+"""Objects of a manifest: canonical msgpack to model and back (formats/manifest.md section 3).
+
+`decode_*` accept exactly the canonical encoding of a valid object and raise FormatError on any other bytes; `where`
+names the object in the message. The ID is the caller's to check.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Sequence
+from typing import Final, NoReturn
+
+from mkmeta.codec.packing import PackingError, array_header, pack, unpack_sequence
+from mkmeta.digest import DIGEST_SIZE, ContentDigest, ObjectId, VerityDigest
+from mkmeta.errors import FormatError, printable
+from mkmeta.model import (
+    ACL_XATTRS,
+    ENTRIES_MAX,
+    ID_MAX,
+    MAJOR_LIMIT,
+    MINOR_LIMIT,
+    NAME_MAX,
+    NS,
+    OVERLAY_XATTRS,
+    PATH_LIMIT,
+    SIZE_MAX,
+    SYMLINK_TARGET_MAX,
+    XATTR_COUNT_MAX,
+    XATTR_NAME_MAX,
+    XATTR_NAMESPACES,
+    XATTR_VALUE_MAX,
+    Device,
+    DigestName,
+    Directory,
+    DirectoryKind,
+    Entry,
+    LinkRow,
+    Node,
+    PrimaryRow,
+    RegularFile,
+    Root,
+    Special,
+    Symlink,
+    Xattrs,
+    tree_order,
+)
+
+OBJECT_SIZE_MAX: Final = (
+    256 << 20
+)  # bytes; what one object may make a reader allocate. A wider directory is not recorded
+LINK_PAGE_ROWS: Final = 4096  # FORMAT: rows of every link page but the last
+
+_COMMON = 6  # fields every entry has
+_FIELDS_BY_TYPE = {
+    stat.S_IFREG: 3,
+    stat.S_IFDIR: 3,
+    stat.S_IFLNK: 1,
+    stat.S_IFCHR: 2,
+    stat.S_IFBLK: 2,
+    stat.S_IFIFO: 0,
+    stat.S_IFSOCK: 0,
+}
+
+
+# --- encoding -----------------------------------------------------------------------------------------------------
+
+
+def encode_directory(entries: Iterable[Entry]) -> bytes:
+    """The directory object holding these entries, which must ascend by name."""
+    packed = [encode_entry(name, node) for name, node in entries]
+    return array_header(len(packed)) + b"".join(packed)
+
+
+def encode_entry(name: bytes, node: Node) -> bytes:
+    """One entry. A directory object is `array_header(n)` followed by its n entries."""
+    fields: list[object] = [name, node.mode, node.uid, node.gid, *divmod(node.mtime_ns, NS)]
+    match node:
+        case RegularFile():
+            fields += (node.size, node.blake3, node.verity)
+        case Directory():
+            fields += (node.children, node.entries, int(node.kind))
+        case Symlink():
+            fields.append(node.target)
+        case Device():
+            fields += (node.major, node.minor)
+    if node.xattrs:
+        fields.append(_flat(node.xattrs))
+    return pack(fields)
+
+
+def encode_root(root: Root) -> bytes:
+    """The root object."""
+    top = root.directory
+    return pack(
+        [
+            top.mode,
+            top.uid,
+            top.gid,
+            *divmod(top.mtime_ns, NS),
+            _flat(top.xattrs),
+            top.children,
+            top.entries,
+            root.links,
+            [str(name) for name in root.digests],
+        ]
+    )
+
+
+def encode_link_page(rows: Sequence[PrimaryRow | LinkRow]) -> bytes:
+    """A link page; at most LINK_PAGE_ROWS rows, ascending in tree order."""
+    return pack([list(row) for row in rows])
+
+
+def encode_link_index(pages: Sequence[ObjectId]) -> bytes:
+    """A link index."""
+    return pack(list(pages))
+
+
+def _flat(xattrs: Xattrs) -> list[bytes]:
+    return [item for pair in xattrs for item in pair]
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+
+def decode_directory(data: bytes, where: str, *, below: DirectoryKind) -> list[Entry]:
+    """The entries of a directory of kind `below`.
+
+    Raises FormatError naming `where` and, if it got that far, the entry.
+    """
+    rows = _elements(data, where)
+    entries: list[Entry] = []
+    previous = b""
+    for row in rows:
+        name, node = _decode_entry(row, where)
+        if name <= previous:
+            _fail(where, f"entry {printable(name)!r} does not sort after {printable(previous)!r}")
+        previous = name
+        if below is DirectoryKind.OPAQUE and isinstance(node, Directory) and node.kind is DirectoryKind.MERGE:
+            _fail(where, f"merge directory {printable(name)!r} below an opaque one")
+        entries.append(Entry(name, node))
+    return entries
+
+
+def decode_root(data: bytes, where: str = "root object") -> Root:
+    """The root object."""
+    fields = _elements(data, where)
+    if len(fields) != 10:
+        _fail(where, f"{len(fields)} elements instead of 10")
+    mode, uid, gid, sec, nsec, xattrs, directory, entries, links, digests = fields
+    mode = _mode(mode, where)
+    if not stat.S_ISDIR(mode):
+        _fail(where, "is not a directory")
+    if type(digests) is not list or digests not in ([], ["blake3"], ["verity"], ["blake3", "verity"]):
+        _fail(where, "bad list of digests")
+    return Root(
+        directory=Directory(
+            mode=mode,
+            uid=_integer(uid, 0, ID_MAX, "uid", where),
+            gid=_integer(gid, 0, ID_MAX, "gid", where),
+            mtime_ns=_time(sec, nsec, where),
+            xattrs=_xattrs(xattrs, where) if xattrs != [] else (),
+            children=ObjectId(_digest(directory, "directory ID", where)),
+            entries=_integer(entries, 0, ENTRIES_MAX, "entries", where),
+            kind=DirectoryKind.MERGE,
+        ),
+        links=None if links is None else ObjectId(_digest(links, "link index ID", where)),
+        digests=tuple(DigestName(name) for name in digests),
+    )
+
+
+def decode_link_page(data: bytes, where: str, *, after: bytes, last: bool) -> list[PrimaryRow | LinkRow]:
+    """The rows of a link page; `after` is the path of the row before it, `last` whether no page follows."""
+    rows: list[PrimaryRow | LinkRow] = []
+    raw = _elements(data, where)
+    if not 1 <= len(raw) <= LINK_PAGE_ROWS or (not last and len(raw) != LINK_PAGE_ROWS):
+        _fail(where, f"{len(raw)} rows")
+    key = tree_order(after)
+    for row in raw:
+        if type(row) is not list or len(row) != 2:
+            _fail(where, "a row is not an array of two")
+        path = _path(row[0], where)
+        previous, key = key, tree_order(path)
+        if key <= previous:
+            _fail(where, f"{printable(path)!r} does not sort after the row before it")
+        if type(row[1]) is bytes:
+            target = _path(row[1], where)
+            if tree_order(target) >= key:
+                _fail(where, f"hard link {printable(path)!r} comes before its primary {printable(target)!r}")
+            rows.append(LinkRow(path, target))
+        else:
+            rows.append(PrimaryRow(path, _integer(row[1], 2, ENTRIES_MAX, "nlink", where)))
+    return rows
+
+
+def decode_link_index(data: bytes, where: str) -> list[ObjectId]:
+    """The IDs of the link pages."""
+    ids = [ObjectId(_digest(item, "page ID", where)) for item in _elements(data, where)]
+    if not ids:
+        _fail(where, "no pages")
+    return ids
+
+
+def _elements(data: bytes, where: str) -> list[object]:
+    """The elements of the one array `data` consists of, in canonical form.
+
+    The outermost header is read here, so that only its elements, not what nests in them, may be long: what a hostile
+    object makes msgpack allocate stays in proportion to the object.
+    """
+    count, start = _array_length(data, where)
+    if count > len(data) - start:
+        _fail(where, f"an array of {count} elements in {len(data)} bytes")
+    try:
+        elements = list(
+            unpack_sequence(memoryview(data)[start:], max_bin_len=XATTR_VALUE_MAX, max_array_len=2 * XATTR_COUNT_MAX)
+        )
+    except PackingError as error:
+        _fail(where, f"not valid msgpack: {error}")
+    if len(elements) != count:
+        _fail(where, f"an array of {count} elements followed by {len(elements)}")
+    try:
+        canonical = array_header(count) + b"".join(map(pack, elements))
+    except (ValueError, TypeError, OverflowError):
+        canonical = b""
+    if canonical != data:
+        _fail(where, "not canonical msgpack")
+    return elements
+
+
+def _array_length(data: bytes, where: str) -> tuple[int, int]:
+    """Length and header size of the msgpack array that `data` begins with."""
+    if data[:1] and 0x90 <= data[0] <= 0x9F:
+        return data[0] & 0x0F, 1
+    if data[:1] == b"\xdc" and len(data) >= 3:
+        return int.from_bytes(data[1:3], "big"), 3
+    if data[:1] == b"\xdd" and len(data) >= 5:
+        return int.from_bytes(data[1:5], "big"), 5
+    _fail(where, "not an array")
+
+
+def _decode_entry(row: object, where: str) -> Entry:
+    if type(row) is not list or len(row) < _COMMON:
+        _fail(where, "an entry is not an array of six or more")
+    name = row[0]
+    check_name(name, where)
+    at = f"{where}: {printable(name)!r}"
+    mode = _mode(row[1], at)
+    uid = _integer(row[2], 0, ID_MAX, "uid", at)
+    gid = _integer(row[3], 0, ID_MAX, "gid", at)
+    mtime_ns = _time(row[4], row[5], at)
+    file_type = stat.S_IFMT(mode)
+    base = _COMMON + _FIELDS_BY_TYPE[file_type]
+    if len(row) not in (base, base + 1):
+        _fail(at, f"{len(row)} fields")
+    xattrs = _xattrs(row[base], at) if len(row) > base else ()
+    node: Node
+    if file_type == stat.S_IFREG:
+        node = RegularFile(
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            mtime_ns=mtime_ns,
+            xattrs=xattrs,
+            size=_integer(row[6], 0, SIZE_MAX, "size", at),
+            blake3=None if row[7] is None else ContentDigest(_digest(row[7], "BLAKE3 digest", at)),
+            verity=None if row[8] is None else VerityDigest(_digest(row[8], "fs-verity digest", at)),
+        )
+    elif file_type == stat.S_IFDIR:
+        node = Directory(
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            mtime_ns=mtime_ns,
+            xattrs=xattrs,
+            children=ObjectId(_digest(row[6], "directory ID", at)),
+            entries=_integer(row[7], 0, ENTRIES_MAX, "entries", at),
+            kind=DirectoryKind(_integer(row[8], 0, 1, "kind", at)),
+        )
+        if node.kind is DirectoryKind.MERGE and not node.entries:
+            _fail(at, "a merge directory without entries")
+    elif file_type == stat.S_IFLNK:
+        target = row[6]
+        if type(target) is not bytes or not 1 <= len(target) <= SYMLINK_TARGET_MAX or 0 in target:
+            _fail(at, "bad symlink target")
+        node = Symlink(mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, xattrs=xattrs, target=target)
+    elif file_type in (stat.S_IFCHR, stat.S_IFBLK):
+        major = _integer(row[6], 0, MAJOR_LIMIT - 1, "major number", at)
+        minor = _integer(row[7], 0, MINOR_LIMIT - 1, "minor number", at)
+        if file_type == stat.S_IFCHR and major == minor == 0:
+            _fail(at, "a character device 0,0 is an overlayfs whiteout")
+        node = Device(mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, xattrs=xattrs, major=major, minor=minor)
+    else:
+        node = Special(mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, xattrs=xattrs)
+    return Entry(name, node)
+
+
+def check_name(name: object, where: str) -> None:
+    """Raises FormatError unless `name` can be the name of a directory entry."""
+    if type(name) is not bytes:
+        _fail(where, "a name that is not bytes")
+    if not 1 <= len(name) <= NAME_MAX:
+        _fail(where, f"a name of {len(name)} bytes")
+    if 0 in name or b"/" in name or name in (b".", b".."):
+        _fail(where, f"{printable(name)!r} is not a name")
+
+
+def _path(path: object, where: str) -> bytes:
+    if type(path) is not bytes or not 1 <= len(path) <= PATH_LIMIT:
+        _fail(where, "bad path")
+    for name in path.split(b"/"):
+        check_name(name, where)
+    return path
+
+
+def _mode(mode: object, where: str) -> int:
+    value = _integer(mode, 0, 0o177777, "mode", where)
+    if stat.S_IFMT(value) not in _FIELDS_BY_TYPE:
+        _fail(where, f"bad mode {value:o}: no file type")
+    return value
+
+
+def _time(sec: object, nsec: object, where: str) -> int:
+    return _integer(sec, -(2**63), 2**63 - 1, "mtime", where) * NS + _integer(nsec, 0, NS - 1, "mtime_nsec", where)
+
+
+def _integer(value: object, low: int, high: int, what: str, where: str) -> int:
+    if type(value) is not int or not low <= value <= high:
+        _fail(where, f"bad {what}")
+    return value
+
+
+def _digest(value: object, what: str, where: str) -> bytes:
+    if type(value) is not bytes or len(value) != DIGEST_SIZE:
+        _fail(where, f"bad {what}")
+    return value
+
+
+def _xattrs(value: object, where: str) -> Xattrs:
+    if type(value) is not list or not value or len(value) % 2 or len(value) > 2 * XATTR_COUNT_MAX:
+        _fail(where, "bad list of xattrs")
+    pairs = []
+    previous = b""
+    for i in range(0, len(value), 2):
+        name, content = value[i], value[i + 1]
+        if type(name) is not bytes or type(content) is not bytes or len(content) > XATTR_VALUE_MAX:
+            _fail(where, "bad xattr")
+        problem = xattr_problem(name)
+        if problem:
+            _fail(where, f"xattr {printable(name)!r}: {problem}")
+        if name <= previous:
+            _fail(where, f"xattr {printable(name)!r} does not sort after the one before it")
+        previous = name
+        pairs.append((name, content))
+    return tuple(pairs)
+
+
+def xattr_problem(name: bytes) -> str | None:
+    """Why a manifest cannot carry an xattr of this name; None if it can."""
+    if not 1 <= len(name) <= XATTR_NAME_MAX or 0 in name:
+        return "not a valid name"
+    if name.startswith(OVERLAY_XATTRS):
+        return "belongs to overlayfs"
+    if name in ACL_XATTRS:
+        return None
+    if not name.startswith(XATTR_NAMESPACES):
+        return "unknown namespace"
+    if name.endswith(b".") and name in XATTR_NAMESPACES:
+        return "not a valid name"
+    return None
+
+
+def _fail(where: str, reason: str) -> NoReturn:
+    raise FormatError(f"{where}: {reason}")

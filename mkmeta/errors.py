@@ -1,0 +1,110 @@
+"""Every error mkmeta foresees, and the exit code each one ends the program with.
+
+    MkmetaError                 1   something could not be done
+    ├── UsageError              2   the command line asks for something impossible
+    ├── FormatError            10   these bytes are not a valid manifest
+    ├── IdMismatchError        11   a valid manifest, but not the expected one
+    ├── ScanError               1   the scan cannot go on; nothing was written
+    │   ├── NothingSelectedError 12   no pattern matched
+    │   └── LeftOutError       13   `--on-error fail`: the first entry that could not be recorded
+    └── BuildError              1   the layer cannot be written; nothing was left behind
+
+Errors carry facts (`path`, `hint`); only `mkmeta.__main__` turns one into a line and a status.
+The table of codes users may rely on is in formats/cli.md.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the command line; formats/cli.md explains them. Codes may be added."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    INCOMPLETE = 3
+    BAD_MANIFEST = 10
+    ID_MISMATCH = 11
+    NOTHING_SELECTED = 12
+    LEFT_OUT = 13
+    INTERRUPTED = 130
+
+
+class MkmetaError(Exception):
+    """Base of all foreseen errors: what happened, where (`path`, bytes as on disk), what to do (`hint`)."""
+
+    exit_code = ExitCode.FAILED
+
+    def __init__(self, message: str, *, path: bytes | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.path is None else f"{printable(self.path)}: {self.message}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross from worker processes to their parent."""
+        return (_rebuild, (type(self), self.message, self.path, self.hint))
+
+
+class UsageError(MkmetaError):
+    """The arguments contradict each other or the machine."""
+
+    exit_code = ExitCode.USAGE
+
+
+class FormatError(MkmetaError):
+    """Bytes that are not a valid manifest; the message names the place in the file and the reason."""
+
+    exit_code = ExitCode.BAD_MANIFEST
+
+
+class IdMismatchError(MkmetaError):
+    """The manifest is not the one `--expect-id` asked for."""
+
+    exit_code = ExitCode.ID_MISMATCH
+
+
+class ScanError(MkmetaError):
+    """The scan as a whole failed; no manifest was written."""
+
+
+class NothingSelectedError(ScanError):
+    """No pattern matched anything."""
+
+    exit_code = ExitCode.NOTHING_SELECTED
+
+
+class LeftOutError(ScanError):
+    """An entry cannot be recorded and the caller asked to stop at the first."""
+
+    exit_code = ExitCode.LEFT_OUT
+
+
+class BuildError(MkmetaError):
+    """A layer could not be written; its staging directory is gone."""
+
+
+def printable(raw: bytes) -> str:
+    """`raw` as one line of text that shows every byte: what is not printable text becomes an escape.
+
+    >>> printable(b"a\\xff\\nb")
+    'a\\\\xff\\\\x0ab'
+    """
+    text = raw.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode()) for c in text)
+
+
+def reason(error: OSError) -> str:
+    """The kernel's word for an errno, in lower case as the rest of a message: "no space left on device"."""
+    text = os.strerror(error.errno) if error.errno else str(error)
+    return text[:1].lower() + text[1:]
+
+
+def _rebuild(kind: type[MkmetaError], message: str, path: bytes | None, hint: str | None) -> MkmetaError:
+    return kind(message, path=path, hint=hint)

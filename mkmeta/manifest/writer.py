@@ -1,0 +1,164 @@
+"""Writing a manifest file: objects and records in, frames and tables out, in one pass.
+
+The layout is that of formats/manifest.md section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import BinaryIO, Final, Self
+
+import zstandard
+
+from mkmeta.codec.container import (
+    FRAME_ROW,
+    FRAME_TARGET,
+    INFO_SIZE_MAX,
+    OBJECT_ROW,
+    Footer,
+    FrameRow,
+    Location,
+    encode_header,
+)
+from mkmeta.codec.info import Info, encode_info
+from mkmeta.codec.objects import (
+    LINK_PAGE_ROWS,
+    OBJECT_SIZE_MAX,
+    encode_link_index,
+    encode_link_page,
+    encode_root,
+)
+from mkmeta.digest import ObjectId, ObjectKind
+from mkmeta.errors import ScanError
+from mkmeta.manifest.sorter import ExternalSorter
+from mkmeta.model import LinkRow, PrimaryRow, Root
+
+COMPRESSION_LEVEL: Final = 3  # digests do not compress: higher levels cost time and save next to nothing
+_RECENT_SLOTS = 1 << 16  # objects remembered to store equal directories once; a forgotten one is stored again
+
+
+class ManifestWriter:
+    """Writes a manifest to a binary stream it never seeks in. Memory: one open frame of each sort, and the recent IDs.
+
+    Objects are added children first; `finish` writes the root, the tables and the footer. A context manager: leaving it
+    without `finish` leaves a stream that no reader accepts.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._position = 0
+        self._frames: list[FrameRow] = []
+        self._table = ExternalSorter()
+        self._recent: list[ObjectId | None] = [None] * _RECENT_SLOTS
+        self._compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True)
+        self._objects = _OpenFrame(self)  # apart from the records: each sort compresses best with its own
+        self._records = _OpenFrame(self)
+        self._write(encode_header())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._table.__exit__(*args)
+
+    def add(self, kind: ObjectKind, data: bytes) -> ObjectId:
+        """Stores an object and returns its ID."""
+        object_id = kind.id_of(data)
+        self.add_named(object_id, data)
+        return object_id
+
+    def add_named(self, object_id: ObjectId, data: bytes) -> None:
+        """Stores an object whose ID the caller has computed. Equal objects are stored once as far as memory allows."""
+        if len(data) > OBJECT_SIZE_MAX:
+            raise ScanError(f"an object of {len(data)} bytes, more than the limit of {OBJECT_SIZE_MAX}")
+        slot = int.from_bytes(object_id[:4], "little") % _RECENT_SLOTS
+        if self._recent[slot] == object_id:
+            return
+        self._recent[slot] = object_id
+        self._table.add(OBJECT_ROW.pack(object_id, *self._objects.add(data)))
+
+    def add_facts(self, data: bytes) -> Location:
+        """Stores a facts record and returns its place."""
+        return self._records.add(data)
+
+    def add_links(self, rows: Iterable[PrimaryRow | LinkRow]) -> ObjectId | None:
+        """Stores link pages and their index, and returns the ID of that; None when there are no rows."""
+        remaining = iter(rows)
+        pages = []
+        while page := list(islice(remaining, LINK_PAGE_ROWS)):
+            pages.append(self.add(ObjectKind.LINK_PAGE, encode_link_page(page)))
+        return self.add(ObjectKind.LINK_INDEX, encode_link_index(pages)) if pages else None
+
+    def finish(self, root: Root, info: Info, facts: Location | None) -> ObjectId:
+        """Writes everything that is still missing and returns the manifest ID."""
+        manifest_id = self.add(ObjectKind.ROOT, encode_root(root))
+        info_data = encode_info(info)
+        if len(info_data) > INFO_SIZE_MAX:
+            raise ScanError("too many patterns and left-out subtrees to record", hint="select fewer subtrees")
+        info_place = self._records.add(info_data)
+        self._objects.close()
+        self._records.close()
+        frame_table = self._position
+        for row in self._frames:
+            self._write(FRAME_ROW.pack(*row))
+        object_table = self._position
+        objects = 0
+        previous = b""
+        for record in self._table:
+            if record[:32] != previous:
+                previous = record[:32]
+                objects += 1
+                self._write(record)
+        footer = Footer(
+            frame_table=frame_table,
+            frames=len(self._frames),
+            object_table=object_table,
+            objects=objects,
+            manifest_id=manifest_id,
+            info=info_place,
+            facts=facts,
+        )
+        self._write(footer.encode())
+        return manifest_id
+
+    def reserve_frame(self) -> int:
+        """The number of a frame that `write_frame` will be called for."""
+        self._frames.append(FrameRow(0, 0, 0))
+        return len(self._frames) - 1
+
+    def write_frame(self, number: int, data: bytes) -> None:
+        """Compresses and writes a frame."""
+        compressed = self._compressor.compress(data)
+        self._frames[number] = FrameRow(self._position, len(compressed), len(data))
+        self._write(compressed)
+
+    def _write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._position += len(data)
+
+
+class _OpenFrame:
+    """A frame that is being filled; its number is known from its first byte on."""
+
+    def __init__(self, writer: ManifestWriter) -> None:
+        self._writer = writer
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._number = -1
+
+    def add(self, data: bytes) -> Location:
+        if self._size and self._size + len(data) > FRAME_TARGET:
+            self.close()
+        if not self._pieces:
+            self._number = self._writer.reserve_frame()
+        place = Location(self._number, self._size, len(data))
+        self._pieces.append(data)
+        self._size += len(data)
+        return place
+
+    def close(self) -> None:
+        if self._pieces:
+            self._writer.write_frame(self._number, b"".join(self._pieces))
+            self._pieces = []
+            self._size = 0

@@ -1,0 +1,1 @@
+"""From a tree on disk to a manifest: selecting, walking, hashing."""
