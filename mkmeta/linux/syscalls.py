@@ -1,0 +1,100 @@
+"""System calls Python has no function for. Each raises OSError with the errno and the path.
+
+Numbers from include/uapi/asm-generic/unistd.h, which x86_64 shares for those newer than 2019; renameat2 and syncfs go
+through the C library, which names them on every architecture.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import Final
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+AT_FDCWD: Final = -100  # linux/fcntl.h
+RENAME_NOREPLACE: Final = 1  # linux/fs.h
+RENAME_EXCHANGE: Final = 2
+RESOLVE_NO_XDEV: Final = 0x01  # linux/openat2.h
+RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+CLONE_FS: Final = 0x200  # linux/sched.h
+
+_SYS_OPENAT2 = 437
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how of linux/openat2.h."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_libc.syscall.restype = ctypes.c_long
+_libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.unshare.argtypes = (ctypes.c_int,)
+
+
+def openat2(path: bytes, flags: int, *, dir_fd: int, resolve: int) -> int:
+    """openat2(2), Linux 5.6: opens `path` below `dir_fd` as `resolve` allows. The descriptor is close-on-exec."""
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
+    result: int = _libc.syscall(
+        ctypes.c_long(_SYS_OPENAT2),
+        ctypes.c_int(dir_fd),
+        ctypes.c_char_p(path),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    _check(result, path)
+    return result
+
+
+def renameat2(source: bytes, target: bytes, flags: int, *, source_dir_fd: int, target_dir_fd: int) -> None:
+    """renameat2(2): rename with RENAME_NOREPLACE or RENAME_EXCHANGE."""
+    _check(_libc.renameat2(source_dir_fd, source, target_dir_fd, target, flags), target)
+
+
+def syncfs(fd: int, path: bytes) -> None:
+    """syncfs(2): flushes the filesystem `fd` is on; `path` names it in errors, among them late write errors."""
+    _check(_libc.syncfs(fd), path)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2) for the calling thread."""
+    _check(_libc.unshare(flags), None)
+
+
+def open_beneath(path: bytes, flags: int, *, dir_fd: int) -> int:
+    """Opens `path` (empty: the directory itself) below `dir_fd`, following no link and crossing no mount point.
+
+    Raises OSError: ELOOP for a link on the way, EXDEV for a mount point. Kernels before 5.6 are walked name by name,
+    where a mount point is not noticed here but by the device number of what is found.
+    """
+    try:
+        return openat2(
+            path or b".",
+            flags,
+            dir_fd=dir_fd,
+            resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV,
+        )
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+    *parents, last = path.split(b"/")
+    fd = os.dup(dir_fd)
+    try:
+        for name in parents:
+            below = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        return os.open(last or b".", flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    finally:
+        os.close(fd)
+
+
+def _check(result: int, path: bytes | None) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)

@@ -1,0 +1,161 @@
+"""What this machine can do, found out by trying; fixtures that mount and always unmount again.
+
+Tests say what they need with `@pytest.mark.needs("root", "overlay")`; the header of every run lists what was found, and
+a skip names what was missing. The probes run once, before collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=100)
+settings.register_profile("deep", deadline=None, max_examples=5000)
+settings.load_profile(os.environ.get("MKMETA_HYPOTHESIS", "deterministic"))
+
+
+def _works(*command: str | Path) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _trusted_xattrs(scratch: Path) -> bool:
+    try:
+        os.setxattr(scratch, "trusted.mkmeta.probe", b"1")
+    except OSError:
+        return False
+    os.removexattr(scratch, "trusted.mkmeta.probe")
+    return True
+
+
+def _user_xattrs(scratch: Path) -> bool:
+    try:
+        os.setxattr(scratch, "user.mkmeta.probe", b"1")
+    except OSError:
+        return False
+    return True
+
+
+def _overlay(scratch: Path, *namespace: str) -> bool:
+    """Whether a read-only overlay of two lowers mounts, in a mount namespace of its own."""
+    one, two, top = scratch / "one", scratch / "two", scratch / "top"
+    for directory in (one, two, top):
+        directory.mkdir(exist_ok=True)
+    script = f"mount -t overlay probe -o ro,lowerdir={one}:{two} {top}"
+    return _works("unshare", *namespace, "--mount", "sh", "-c", script)
+
+
+def _data_only_userxattr(scratch: Path) -> bool:
+    """Whether a user namespace can mount a data-only lower with userxattr (Linux 6.16)."""
+    one, two, top = scratch / "one", scratch / "two", scratch / "top"
+    script = f"mount -t overlay probe -o ro,userxattr,lowerdir={one}::{two} {top}"
+    return _works("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script)
+
+
+def _loop(scratch: Path) -> bool:
+    image = scratch / "image"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    return _works("mkfs.ext4", "-q", image) and _works(
+        "unshare", "--mount", "mount", "-t", "ext4", "-o", "loop", image, scratch / "top"
+    )
+
+
+def _probe() -> dict[str, bool]:
+    with tempfile.TemporaryDirectory(prefix="mkmeta-probe-") as name:
+        scratch = Path(name)
+        root = os.geteuid() == 0
+        found = {
+            "root": root,
+            "user xattrs": _user_xattrs(scratch),
+            "trusted xattrs": _trusted_xattrs(scratch),
+            "overlay": root and _overlay(scratch),
+            "user namespaces": _works("unshare", "--user", "--map-root-user", "true"),
+            "overlay in user namespaces": _overlay(scratch, "--user", "--map-root-user"),
+            "data-only userxattr": _data_only_userxattr(scratch),
+            "loop mounts": root and _loop(scratch),
+        }
+        tools = (
+            "rsync",
+            "getfattr",
+            "setfacl",
+            "setcap",
+            "fsverity",
+            "debootstrap",
+            "mkcomposefs",
+            "unshare",
+            "strace",
+        )
+        return found | {
+            tool: shutil.which(tool) is not None for tool in (*tools, "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs")
+        }
+
+
+CAPABILITIES = _probe()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*capabilities): what the machine must be able to do; see the header")
+
+
+def pytest_report_header() -> list[str]:
+    able = [name for name, works in CAPABILITIES.items() if works]
+    unable = [name for name, works in CAPABILITIES.items() if not works]
+    return [f"kernel: {os.uname().release}", f"can: {', '.join(able)}", f"cannot: {', '.join(unable) or '-'}"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            unknown = set(mark.args) - set(CAPABILITIES)
+            if unknown:
+                raise pytest.UsageError(f"{item.nodeid} needs {unknown}, which conftest does not probe")
+            missing = [name for name in mark.args if not CAPABILITIES[name]]
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=f"this machine lacks: {', '.join(missing)}"))
+
+
+Mount = Callable[..., Path]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """`mount(type, options, source="none")` mounts on a new directory and returns it; unmounted after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def do_mount(
+            fstype: str, options: str = "", source: str | Path = "mkmeta-test", at: Path | None = None
+        ) -> Path:
+            where = at or Path(tempfile.mkdtemp(prefix="mnt-", dir=tmp_path))
+            # mount(2) as it is: util-linux 2.39 and newer limits lowerdir= to 255 bytes
+            environment = {**os.environ, "LIBMOUNT_FORCE_MOUNT2": "always"}
+            command = ["mount", "-t", fstype, *(["-o", options] if options else []), str(source), str(where)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            if result.returncode:
+                raise OSError(f"{' '.join(command)}: {result.stderr.strip()}")
+            stack.callback(subprocess.run, ["umount", str(where)], check=True, capture_output=True)
+            return where
+
+        yield do_mount
+
+
+@pytest.fixture
+def overlay(mount: Mount) -> Mount:
+    """`overlay(layer, lower, how="merge"|"data-only"|"nested")` mounts a layer over a volume as users would."""
+
+    def do_mount(layer: Path, lower: Path, how: str = "merge") -> Path:
+        if how == "merge":
+            return mount("overlay", f"ro,metacopy=on,redirect_dir=follow,lowerdir={layer}:{lower}")
+        inner = mount("overlay", f"ro,metacopy=on,redirect_dir=follow,lowerdir={layer}::{lower}")
+        if how == "data-only":
+            return inner
+        return mount("overlay", f"ro,lowerdir={inner}:{lower}")
+
+    return do_mount
