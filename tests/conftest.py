@@ -91,6 +91,7 @@ def _probe() -> dict[str, bool]:
             "debootstrap",
             "mkcomposefs",
             "unshare",
+            "setpriv",
             "strace",
         )
         return found | {

@@ -15,11 +15,10 @@ from mkmeta.errors import FormatError
 MAGIC: Final = b"\x89MKM\r\n\x1a\n"
 END_MAGIC: Final = MAGIC[::-1]
 VERSION: Final = 1
-FRAME_TARGET: Final = (
-    256 << 10
-)  # bytes a writer puts in a frame before it closes it; readers accept up to FRAME_SIZE_MAX
-FRAME_SIZE_MAX: Final = 256 << 20  # bytes, decompressed
-INFO_SIZE_MAX: Final = 64 << 20  # bytes
+FRAME_TARGET: Final = 256 << 10  # bytes a writer puts in a frame before it closes it; a longer object has its own
+FRAME_SIZE_MAX: Final = 64 << 20  # bytes, decompressed
+FRAME_COMPRESSED_MAX: Final = 65 << 20  # bytes in the file: what zstd can make of a frame that does not compress
+INFO_SIZE_MAX: Final = 16 << 20  # bytes
 
 HEADER = struct.Struct("<8sIIII8s")
 FRAME_ROW = struct.Struct("<QII")
@@ -119,8 +118,8 @@ def decode_frame_row(data: bytes, number: int, frame_table: int) -> FrameRow:
     row = FrameRow(*FRAME_ROW.unpack(data))
     if row.offset < HEADER.size or row.offset + row.compressed > frame_table:
         _fail(f"frame {number}", "lies outside the file's frames")
-    if row.size > FRAME_SIZE_MAX:
-        _fail(f"frame {number}", f"{row.size} bytes, more than the limit of {FRAME_SIZE_MAX}")
+    if row.size > FRAME_SIZE_MAX or row.compressed > FRAME_COMPRESSED_MAX:
+        _fail(f"frame {number}", f"{row.size} bytes ({row.compressed} in the file), more than the limit")
     return row
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import sub
 
 from mkmeta.codec.container import Location
-from mkmeta.codec.packing import PackingError, pack, unpack
+from mkmeta.codec.packing import PackingError, RecordUnpacker, pack
 from mkmeta.errors import FormatError
 
 _MODULUS = 2**64
@@ -24,7 +25,7 @@ class Facts:
 
 def encode_columns(inodes: Sequence[int], change_times: Sequence[int]) -> bytes:
     """The first two of a record's three arrays: what is known before the children are."""
-    return pack(_differences(inodes)) + pack(_differences(change_times))
+    return _pack_differences(inodes) + _pack_differences(change_times)
 
 
 def encode_facts(columns: bytes, children: Iterable[Location | None]) -> bytes:
@@ -32,22 +33,39 @@ def encode_facts(columns: bytes, children: Iterable[Location | None]) -> bytes:
     return b"\x93" + columns + pack(list(children))
 
 
-def decode_facts(data: bytes, where: str) -> Facts:
-    """A facts record. Raises FormatError on anything else."""
+def decode_facts(data: bytes, where: str, *, entries: int) -> Facts:
+    """The facts record of a directory with this many entries. Raises FormatError on anything else.
+
+    A record that claims more is refused before memory is taken for it: compressed, a lie costs next to nothing.
+    """
     try:
-        fields = unpack(data)
+        record = RecordUnpacker(data)
+        if record.array() != 3:
+            raise FormatError(f"{where}: not three arrays")
+        columns = []
+        for _ in range(3):
+            length = record.array()
+            if length > entries:
+                raise FormatError(f"{where}: {length} elements for {entries} entries")
+            columns.append(record.values(length))
+        record.end()
     except PackingError as error:
         raise FormatError(f"{where}: not valid msgpack: {error}") from None
-    if type(fields) is not list or len(fields) != 3 or not all(type(field) is list for field in fields):
-        raise FormatError(f"{where}: not three arrays")
-    inodes, change_times, children = fields
-    if len(inodes) != len(change_times) or not all(type(n) is int for n in (*inodes, *change_times)):
-        raise FormatError(f"{where}: bad columns")
+    inodes, change_times, children = _integers(columns[0], where), _integers(columns[1], where), columns[2]
+    if not len(inodes) == len(change_times) == entries:
+        raise FormatError(f"{where}: {len(inodes)} inode numbers, {len(change_times)} times for {entries} entries")
     return Facts(
         inodes=[value % _MODULUS for value in _sums(inodes)],
         change_times=_sums(change_times),
         children=[_location(child, where) for child in children],
     )
+
+
+def _integers(column: list[object], where: str) -> list[int]:
+    integers = [value for value in column if type(value) is int and value < _HALF]
+    if len(integers) != len(column):
+        raise FormatError(f"{where}: a difference is not a signed 64-bit integer")
+    return integers
 
 
 def _location(value: object, where: str) -> Location | None:
@@ -62,13 +80,11 @@ def _signed(value: int) -> int:
     return (value + _HALF) % _MODULUS - _HALF
 
 
-def _differences(values: Sequence[int]) -> list[int]:
-    previous = 0
-    differences = []
-    for value in values:
-        differences.append(_signed(value - previous))
-        previous = value
-    return differences
+def _pack_differences(values: Sequence[int]) -> bytes:
+    differences = [*values[:1], *map(sub, values[1:], values)]
+    if min(differences, default=0) < -_HALF or max(differences, default=0) >= _HALF:
+        differences = [_signed(difference) for difference in differences]  # inode numbers are unsigned
+    return pack(differences)
 
 
 def _sums(differences: Iterable[int]) -> list[int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from mkmeta.codec.packing import PackingError, pack, unpack
-from mkmeta.errors import FormatError
+from mkmeta.codec.packing import PackingError, RecordUnpacker, pack
+from mkmeta.errors import FormatError, printable
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,49 +41,64 @@ def encode_info(info: Info) -> bytes:
 
 
 def decode_info(data: bytes) -> Info:
-    """The record. Raises FormatError when a key it shows has the wrong type."""
+    """The record. Raises FormatError when a known key is missing or has the wrong type; ignores unknown keys."""
+    fields: dict[str, Any] = {}
+    seen = set()
     try:
-        raw = unpack(data)
+        record = RecordUnpacker(data)
+        for _ in range(record.map()):
+            key = _typed(record.value(), str, "key")
+            if key in seen:
+                raise FormatError(f"info record: '{printable(key.encode())}' occurs twice")
+            seen.add(key)
+            if key in _READERS:
+                fields[key] = _READERS[key](record, key)
+            else:
+                record.skip()
+        record.end()
     except PackingError as error:
         raise FormatError(f"info record: not valid msgpack: {error}") from None
-    if type(raw) is not dict:
-        raise FormatError("info record: not a map")
-    return Info(
-        root=_typed(raw, "root", bytes),
-        created=_typed(raw, "created", int),
-        tool=_typed(raw, "tool", str),
-        select=_byte_strings(raw, "select"),
-        hide=_byte_strings(raw, "hide"),
-        left_out=tuple(_left_out(item) for item in _typed(raw, "left_out", list)),
-        counts=_counts(_typed(raw, "counts", dict)),
-    )
+    for key in _READERS:
+        if key not in fields:
+            raise FormatError(f"info record: {key!r} is missing")
+    return Info(**fields)
 
 
-def _typed(raw: dict[object, object], key: str, kind: type) -> Any:
-    value = raw.get(key)
+def _scalar(kind: type[_T]) -> Callable[[RecordUnpacker, str], _T]:
+    return lambda record, key: _typed(record.value(), kind, key)
+
+
+def _byte_strings(record: RecordUnpacker, key: str) -> tuple[bytes, ...]:
+    return tuple(_typed(value, bytes, key) for value in record.values(record.array()))
+
+
+def _left_out(record: RecordUnpacker, key: str) -> tuple[tuple[bytes, str], ...]:
+    rows = []
+    for row in record.values(record.array()):
+        match row:
+            case [bytes(path), str(reason)]:
+                rows.append((path, reason))
+            case _:
+                raise FormatError(f"info record: bad row in {key!r}")
+    return tuple(rows)
+
+
+def _counts(record: RecordUnpacker, key: str) -> dict[str, int]:
+    return {_typed(record.value(), str, key): _typed(record.value(), int, key) for _ in range(record.map())}
+
+
+def _typed(value: object, kind: type[_T], key: str) -> _T:
     if type(value) is not kind:
         raise FormatError(f"info record: {key!r} is not {kind.__name__}")
     return value
 
 
-def _byte_strings(raw: dict[object, object], key: str) -> tuple[bytes, ...]:
-    values = _typed(raw, key, list)
-    if not all(type(value) is bytes for value in values):
-        raise FormatError(f"info record: {key!r} holds something that is not bytes")
-    return tuple(values)
-
-
-def _left_out(item: object) -> tuple[bytes, str]:
-    match item:
-        case [bytes(path), str(reason)]:
-            return path, reason
-    raise FormatError("info record: bad row in 'left_out'")
-
-
-def _counts(counts: dict[object, object]) -> dict[str, int]:
-    result = {}
-    for name, count in counts.items():
-        if type(name) is not str or type(count) is not int:
-            raise FormatError("info record: bad count")
-        result[name] = count
-    return result
+_READERS: dict[str, Callable[[RecordUnpacker, str], object]] = {
+    "root": _scalar(bytes),
+    "created": _scalar(int),
+    "tool": _scalar(str),
+    "select": _byte_strings,
+    "hide": _byte_strings,
+    "left_out": _left_out,
+    "counts": _counts,
+}

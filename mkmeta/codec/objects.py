@@ -45,9 +45,9 @@ from mkmeta.model import (
     tree_order,
 )
 
-OBJECT_SIZE_MAX: Final = (
-    256 << 20
-)  # bytes; what one object may make a reader allocate. A wider directory is not recorded
+# Bytes; bounds what one object makes a reader allocate, some 30 times as much. Room for 400,000 files with two digests;
+# a wider directory is not recorded.
+OBJECT_SIZE_MAX: Final = 64 << 20
 LINK_PAGE_ROWS: Final = 4096  # FORMAT: rows of every link page but the last
 
 _COMMON = 6  # fields every entry has
@@ -134,10 +134,10 @@ def decode_directory(data: bytes, where: str, *, below: DirectoryKind) -> list[E
     for row in rows:
         name, node = _decode_entry(row, where)
         if name <= previous:
-            _fail(where, f"entry {printable(name)!r} does not sort after {printable(previous)!r}")
+            _fail(where, f"entry '{printable(name)}' does not sort after '{printable(previous)}'")
         previous = name
         if below is DirectoryKind.OPAQUE and isinstance(node, Directory) and node.kind is DirectoryKind.MERGE:
-            _fail(where, f"merge directory {printable(name)!r} below an opaque one")
+            _fail(where, f"merge directory '{printable(name)}' below an opaque one")
         entries.append(Entry(name, node))
     return entries
 
@@ -182,11 +182,11 @@ def decode_link_page(data: bytes, where: str, *, after: bytes, last: bool) -> li
         path = _path(row[0], where)
         previous, key = key, tree_order(path)
         if key <= previous:
-            _fail(where, f"{printable(path)!r} does not sort after the row before it")
+            _fail(where, f"'{printable(path)}' does not sort after the row before it")
         if type(row[1]) is bytes:
             target = _path(row[1], where)
             if tree_order(target) >= key:
-                _fail(where, f"hard link {printable(path)!r} comes before its primary {printable(target)!r}")
+                _fail(where, f"hard link '{printable(path)}' comes before its primary '{printable(target)}'")
             rows.append(LinkRow(path, target))
         else:
             rows.append(PrimaryRow(path, _integer(row[1], 2, ENTRIES_MAX, "nlink", where)))
@@ -243,7 +243,7 @@ def _decode_entry(row: object, where: str) -> Entry:
         _fail(where, "an entry is not an array of six or more")
     name = row[0]
     check_name(name, where)
-    at = f"{where}: {printable(name)!r}"
+    at = f"{where}: '{printable(name)}'"
     mode = _mode(row[1], at)
     uid = _integer(row[2], 0, ID_MAX, "uid", at)
     gid = _integer(row[3], 0, ID_MAX, "gid", at)
@@ -301,7 +301,7 @@ def check_name(name: object, where: str) -> None:
     if not 1 <= len(name) <= NAME_MAX:
         _fail(where, f"a name of {len(name)} bytes")
     if 0 in name or b"/" in name or name in (b".", b".."):
-        _fail(where, f"{printable(name)!r} is not a name")
+        _fail(where, f"'{printable(name)}' is not a name")
 
 
 def _path(path: object, where: str) -> bytes:
@@ -346,9 +346,9 @@ def _xattrs(value: object, where: str) -> Xattrs:
             _fail(where, "bad xattr")
         problem = xattr_problem(name)
         if problem:
-            _fail(where, f"xattr {printable(name)!r}: {problem}")
+            _fail(where, f"xattr '{printable(name)}': {problem}")
         if name <= previous:
-            _fail(where, f"xattr {printable(name)!r} does not sort after the one before it")
+            _fail(where, f"xattr '{printable(name)}' does not sort after the one before it")
         previous = name
         pairs.append((name, content))
     return tuple(pairs)

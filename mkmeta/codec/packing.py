@@ -5,10 +5,13 @@ One failure, PackingError, for whatever the library raises on hostile bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 import msgpack
 
+_T = TypeVar("_T")
 _packer = msgpack.Packer(use_bin_type=True)
 
 
@@ -29,12 +32,66 @@ def array_header(count: int) -> bytes:
 
 
 def unpack(data: bytes | memoryview) -> object:
-    """The one value `data` consists of. Raises PackingError."""
+    """The one value `data` consists of. Raises PackingError.
+
+    For bytes of our own making: nested arrays of hostile bytes may claim far more memory than they fill.
+    """
     try:
         value: object = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
     except _FAILURES as error:
-        raise PackingError(str(error) or type(error).__name__) from None
+        raise _packing_error(error) from None
     return value
+
+
+class RecordUnpacker:
+    """Reads a record value by value, so that no length it claims allocates more than is there. Raises PackingError.
+
+    Values are scalars, or arrays of at most three; what is longer is entered with `array` or `map`.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._size = len(data)
+        self._unpacker = msgpack.Unpacker(
+            raw=False, max_buffer_size=max(len(data), 1), max_array_len=3, max_map_len=0, max_ext_len=0
+        )
+        self._unpacker.feed(data)
+
+    def array(self) -> int:
+        """Enters an array and returns its length."""
+        length: int = self._call(self._unpacker.read_array_header)
+        return length
+
+    def map(self) -> int:
+        """Enters a map and returns the number of its pairs."""
+        pairs: int = self._call(self._unpacker.read_map_header)
+        return pairs
+
+    def value(self) -> object:
+        """The next value."""
+        value: object = self._call(self._unpacker.unpack)
+        return value
+
+    def values(self, count: int) -> list[object]:
+        """The next `count` values."""
+        values = self._call(lambda: list(islice(self._unpacker, count)))
+        if len(values) != count:
+            raise PackingError("ends early")
+        return values
+
+    def skip(self) -> None:
+        """Passes over the next value, whatever it is."""
+        self._call(self._unpacker.skip)
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        if self._unpacker.tell() != self._size:
+            raise PackingError("bytes after the value")
+
+    def _call(self, method: Callable[[], _T]) -> _T:
+        try:
+            return method()
+        except _FAILURES as error:
+            raise _packing_error(error) from None
 
 
 def unpack_sequence(data: memoryview, *, max_bin_len: int, max_array_len: int) -> Iterator[object]:
@@ -53,8 +110,11 @@ def unpack_sequence(data: memoryview, *, max_bin_len: int, max_array_len: int) -
         while unpacker.tell() < len(data):
             yield unpacker.unpack()
     except _FAILURES as error:
-        detail = "ends early" if isinstance(error, msgpack.OutOfData) else str(error)
-        raise PackingError(detail or type(error).__name__) from None
+        raise _packing_error(error) from None
+
+
+def _packing_error(error: Exception) -> PackingError:
+    return PackingError("ends early" if isinstance(error, msgpack.OutOfData) else str(error) or "malformed")
 
 
 _FAILURES = (ValueError, TypeError, OverflowError, msgpack.UnpackException)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator
 from typing import Self
 
+from mkmeta.digest import DIGEST_SIZE
 from mkmeta.errors import FormatError, ScanError, printable
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import LinkRow, PrimaryRow, tree_order
@@ -80,33 +81,39 @@ def _add_primary(rows: ExternalSorter, group: tuple[bytes, bytes, bytes] | None,
         rows.add(group[1] + _END + b"\0" + nlink.to_bytes(_COUNT_BYTES, "big"))
 
 
-def check_groups(rows: Iterable[PrimaryRow | LinkRow]) -> None:
-    """Raises FormatError unless every link names a primary and every primary has as many links as it says."""
+def check_groups(rows: Iterable[tuple[PrimaryRow | LinkRow, bytes]]) -> None:
+    """Raises FormatError unless each link names a primary like itself, and primaries have the links they say.
+
+    With each row comes a digest of everything recorded of its inode.
+    """
     with ExternalSorter() as by_target:
-        for row in rows:
+        for row, digest in rows:
             match row:
                 case PrimaryRow(path, nlink):
-                    by_target.add(tree_order(path) + _END + b"\0" + nlink.to_bytes(_COUNT_BYTES, "big"))
+                    by_target.add(tree_order(path) + _END + b"\0" + digest + nlink.to_bytes(_COUNT_BYTES, "big"))
                 case LinkRow(path, target):
-                    by_target.add(tree_order(target) + _END + b"\1" + tree_order(path))
-        primary, missing = b"", 0
+                    by_target.add(tree_order(target) + _END + b"\1" + digest + tree_order(path))
+        primary, recorded, missing = b"", b"", 0
         for record in by_target:
             key, rest = record.split(_END, 1)
-            if rest[:1] == b"\0":
+            digest, rest, is_primary = rest[1 : 1 + DIGEST_SIZE], rest[1 + DIGEST_SIZE :], rest[:1] == b"\0"
+            if is_primary:
                 _check_complete(primary, missing)
-                primary, missing = key, int.from_bytes(rest[1:], "big") - 1
-            elif key != primary:
-                name, other = printable(_path(rest[1:])), printable(_path(key))
-                raise FormatError(f"links: {name!r} is a hard link to {other!r}, which is no primary")
-            else:
-                missing -= 1
+                primary, recorded, missing = key, digest, int.from_bytes(rest, "big") - 1
+                continue
+            name, other = printable(_path(rest)), printable(_path(key))
+            if key != primary:
+                raise FormatError(f"links: '{name}' is a hard link to '{other}', which is no primary")
+            if digest != recorded:
+                raise FormatError(f"links: '{name}' differs from '{other}'")
+            missing -= 1
         _check_complete(primary, missing)
 
 
 def _check_complete(primary: bytes, missing: int) -> None:
     if missing:
         raise FormatError(
-            f"links: {printable(_path(primary))!r} has {'fewer' if missing > 0 else 'more'} links than it says"
+            f"links: '{printable(_path(primary))}' has {'fewer' if missing > 0 else 'more'} links than it says"
         )
 
 

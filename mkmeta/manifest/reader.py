@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final, Self
 
 import zstandard
+from blake3 import blake3
 
 from mkmeta.codec.container import (
     FOOTER,
@@ -37,6 +38,7 @@ from mkmeta.codec.objects import (
     decode_link_index,
     decode_link_page,
     decode_root,
+    encode_entry,
 )
 from mkmeta.digest import DIGEST_SIZE, ObjectId, ObjectKind
 from mkmeta.errors import FormatError, MkmetaError, printable, reason
@@ -129,14 +131,19 @@ class ManifestReader:
         """Where the facts of the root directory are; None when the manifest has none."""
         return self._footer.facts
 
-    def facts(self, place: Location, path: bytes) -> Facts:
-        """The facts of the directory at `path`."""
+    def facts(self, place: Location, path: bytes, *, entries: int | None = None) -> Facts:
+        """The facts of the directory at `path`, which has this many entries (None: looked up). Raises KeyError."""
+        if entries is None:
+            directory = self.find(path)
+            if not isinstance(directory, Directory):
+                raise KeyError(path)
+            entries = len(self.directory(directory, path))
         where = f"facts of {printable(path) or 'the root'}"
-        return decode_facts(self._read(place, where), where)
+        return decode_facts(self._read(place, where), where, entries=entries)
 
     def directory(self, directory: Directory, path: bytes) -> list[Entry]:
         """The entries of `directory`, which is at `path` (empty: the root)."""
-        where = f"directory {printable(path)!r}" if path else "root directory"
+        where = f"directory '{printable(path)}'" if path else "root directory"
         data = self._object(ObjectKind.DIRECTORY, directory.children, where)
         entries = decode_directory(data, where, below=directory.kind)
         room = PATH_LIMIT - (len(path) + 1 if path else 0)
@@ -144,7 +151,7 @@ class ManifestReader:
         digests = self.root.digests
         for name, node in entries:
             if len(name) > room:
-                raise FormatError(f"{where}: the path of {printable(name)!r} is longer than {PATH_LIMIT} bytes")
+                raise FormatError(f"{where}: the path of '{printable(name)}' is longer than {PATH_LIMIT} bytes")
             match node:
                 case Directory():
                     total += node.entries
@@ -152,7 +159,7 @@ class ManifestReader:
                     if (node.blake3 is not None) != (DigestName.BLAKE3 in digests) or (node.verity is not None) != (
                         DigestName.VERITY in digests
                     ):
-                        raise FormatError(f"{where}: {printable(name)!r} has not the digests the root object announces")
+                        raise FormatError(f"{where}: '{printable(name)}' has not the digests the root object announces")
         if total != directory.entries:
             raise FormatError(f"{where}: holds {total} entries, recorded as {directory.entries}")
         return entries
@@ -181,9 +188,7 @@ class ManifestReader:
             for path, node in stack[-1]:
                 yield path, node
                 if isinstance(node, Directory):
-                    prefix = path + b"/" if path else b""
-                    entries = self.directory(node, path)
-                    stack.append((prefix + name, child) for name, child in entries)
+                    stack.append(_at(path, self.directory(node, path)))
                     break
             else:
                 stack.pop()
@@ -202,17 +207,36 @@ class ManifestReader:
             yield from rows
 
     def check_links(self) -> None:
-        """Raises FormatError unless the hard links are as formats/manifest.md section 3.3 says."""
-        check_groups(self.links())
+        """Raises FormatError unless the hard links are as formats/manifest.md section 3.3 says.
+
+        Reads the directories that hold names of such inodes, and those above them, once each.
+        """
+        check_groups(self._linked())
+
+    def _linked(self) -> Iterator[tuple[PrimaryRow | LinkRow, bytes]]:
+        """The link rows with a digest of the inode each names."""
+        trail: list[tuple[bytes, dict[bytes, Node]]] = [(b"", dict(self.directory(self.root.directory, b"")))]
         for row in self.links():
-            node = self.find(row.path)
+            node = self._follow(trail, row.path)
             if node is None or isinstance(node, Directory):
-                raise FormatError(f"links: {printable(row.path)!r} is not an entry that can have links")
-            if isinstance(row, LinkRow) and self.find(row.target) != node:
-                raise FormatError(f"links: {printable(row.path)!r} differs from {printable(row.target)!r}")
+                raise FormatError(f"links: '{printable(row.path)}' is not an entry that can have links")
+            yield row, blake3(encode_entry(b"", node)).digest()
+
+    def _follow(self, trail: list[tuple[bytes, dict[bytes, Node]]], path: bytes) -> Node | None:
+        """The inode at `path`. `trail` has the directories above the path before, and then those above this one."""
+        while not path.startswith(trail[-1][0]):
+            trail.pop()
+        while True:
+            prefix, below = trail[-1]
+            name, slash, _ = path[len(prefix) :].partition(b"/")
+            node = below.get(name)
+            if not slash or not isinstance(node, Directory):
+                return None if slash else node
+            trail.append((prefix + name + slash, dict(self.directory(node, prefix + name))))
 
     def check(self) -> None:
         """Reads everything that can be read; raises FormatError at the first flaw. Time: the whole expanded tree."""
+        self._check_tables()
         _ = self.info
         for _ in self.walk():
             pass
@@ -223,12 +247,24 @@ class ManifestReader:
             if place is None:
                 continue
             entries = self.directory(directory, path)
-            facts = self.facts(place, path)
+            facts = self.facts(place, path, entries=len(entries))
             below = [(name, node) for name, node in entries if isinstance(node, Directory)]
-            if len(facts.inodes) != len(entries) or len(facts.children) != len(below):
-                raise FormatError(f"facts of {printable(path) or 'the root'}: do not fit the directory")
+            if len(facts.children) != len(below):
+                where = f"facts of {printable(path) or 'the root'}"
+                raise FormatError(f"{where}: {len(facts.children)} children for {len(below)} directories")
             prefix = path + b"/" if path else b""
             stack += [(node, child, prefix + name) for (name, node), child in zip(below, facts.children, strict=True)]
+
+    def _check_tables(self) -> None:
+        """Every row of the frame table, and the order of the object table as a whole."""
+        for number in range(self._footer.frames):
+            self._frame_row(number)
+        previous = b""
+        for number in range((self._footer.objects + _PAGE_ROWS - 1) // _PAGE_ROWS):
+            page = self._read_table_page(number)
+            if page[:DIGEST_SIZE] <= previous:
+                raise FormatError("object table: not sorted")
+            previous = page[-OBJECT_ROW.size :][:DIGEST_SIZE]
 
     # --- below: from IDs and places to bytes ---
 
@@ -293,13 +329,14 @@ class ManifestReader:
     def _read_frame(self, number: int, where: str) -> bytes:
         if number >= self._footer.frames:
             raise FormatError(f"{where}: frame {number} does not exist")
-        row_data = self._pread(FRAME_ROW.size, self._footer.frame_table + number * FRAME_ROW.size, "frame table")
-        row: FrameRow = decode_frame_row(row_data, number, self._footer.frame_table)
+        row = self._frame_row(number)
         data = self._pread(row.compressed, row.offset, f"frame {number}")
         try:
             parameters = zstandard.get_frame_parameters(data)
-            if parameters.content_size != row.size or parameters.dict_id:
+            if parameters.content_size != row.size:
                 raise FormatError(f"frame {number}: says it has another size than the frame table")
+            if parameters.dict_id or not parameters.has_checksum:
+                raise FormatError(f"frame {number}: has a dictionary or no checksum")
             decompressed = self._decompressor.decompress(data, max_output_size=row.size or 1, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise FormatError(f"frame {number}: damaged: {error}") from None
@@ -307,8 +344,18 @@ class ManifestReader:
             raise FormatError(f"frame {number}: {len(decompressed)} bytes instead of {row.size}")
         return decompressed
 
+    def _frame_row(self, number: int) -> FrameRow:
+        data = self._pread(FRAME_ROW.size, self._footer.frame_table + number * FRAME_ROW.size, "frame table")
+        return decode_frame_row(data, number, self._footer.frame_table)
+
     def _pread(self, size: int, offset: int, where: str) -> bytes:
         data = os.pread(self._fd, size, offset)
         if len(data) != size:
             raise FormatError(f"{where}: the file ends too early")
         return data
+
+
+def _at(path: bytes, entries: list[Entry]) -> Iterator[tuple[bytes, Node]]:
+    """The entries of the directory at `path` with their own paths."""
+    prefix = path + b"/" if path else b""
+    return ((prefix + name, node) for name, node in entries)

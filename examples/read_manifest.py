@@ -1,0 +1,731 @@
+"""A complete, strict reader of manifests, written from formats/manifest.md alone. Imports nothing of mkmeta.
+
+    python examples/read_manifest.py FILE
+
+checks everything the document demands and lists the tree. A file that breaks a rule gives one line, `where: reason`,
+on stderr and exit status 1. Section numbers are those of the document. Nothing recurses, and every limit is checked
+before memory is taken for what it limits.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, NoReturn
+
+import zstandard
+from blake3 import blake3
+
+MIB = 1 << 20
+OBJECT_MAX = FRAME_MAX = WINDOW_MAX = 64 * MIB  # section 4
+COMPRESSED_MAX = 65 * MIB
+INFO_MAX = 16 * MIB
+PATH_MAX = 4095
+ENTRIES_MAX = 2**32 - 1
+ID_MAX = 2**32 - 2
+PAGE_ROWS = 4096
+CACHE_MAX = 32 * MIB  # decompressed frames kept; our choice, not the format's
+CONTEXT = "mkmeta 2026 manifest v1 "  # section 3
+
+HEADER = struct.Struct("<8sIIII8s")
+FRAME_ROW = struct.Struct("<QII")
+OBJECT_ROW = struct.Struct("<32sIII")
+FOOTER = struct.Struct("<QIIQQ32sIIIIII8s")
+
+
+class Refused(Exception):
+    """The file breaks a rule; the text is `where: reason`."""
+
+
+def refuse(where: str, reason: str) -> NoReturn:
+    """Raises Refused."""
+    raise Refused(f"{where}: {reason}")
+
+
+def shown(raw: bytes) -> str:
+    """Bytes as one line of ASCII."""
+    return "".join(chr(b) if 0x20 < b < 0x7F and b != 0x5C else f"\\x{b:02x}" for b in raw)
+
+
+# --- msgpack, section 3.5 ---
+
+# first byte: kind, bytes of the number that follows, is it signed, least value this form is the shortest for
+LONG_FORMS = {
+    0xC4: ("bytes", 1, False, 0),
+    0xC5: ("bytes", 2, False, 1 << 8),
+    0xC6: ("bytes", 4, False, 1 << 16),
+    0xCC: ("integer", 1, False, 1 << 7),
+    0xCD: ("integer", 2, False, 1 << 8),
+    0xCE: ("integer", 4, False, 1 << 16),
+    0xCF: ("integer", 8, False, 1 << 32),
+    0xD0: ("integer", 1, True, 32),
+    0xD1: ("integer", 2, True, 1 << 7),
+    0xD2: ("integer", 4, True, 1 << 15),
+    0xD3: ("integer", 8, True, 1 << 31),
+    0xD9: ("text", 1, False, 1 << 5),
+    0xDA: ("text", 2, False, 1 << 8),
+    0xDB: ("text", 4, False, 1 << 16),
+    0xDC: ("array", 2, False, 1 << 4),
+    0xDD: ("array", 4, False, 1 << 16),
+    0xDE: ("map", 2, False, 1 << 4),
+    0xDF: ("map", 4, False, 1 << 16),
+}
+# what only the values of unknown info keys hold: bytes that follow; for ext 8, 16 and 32 the size of their length
+OTHER_FORMS = {0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17}
+EXT_FORMS = {0xC7: 1, 0xC8: 2, 0xC9: 4}
+
+
+@dataclass
+class Cursor:
+    """Reads msgpack values one after the other, each as the kind the document says comes next."""
+
+    data: bytes
+    where: str
+    canonical: bool = True
+    at: int = 0
+
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes."""
+        if size > len(self.data) - self.at:
+            refuse(self.where, "a value ends early")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def head(self) -> tuple[str, int]:
+        """Kind of the next value, with its value (integer) or length (bytes, text, array, map)."""
+        first = self.take(1)[0]
+        if first <= 0x7F:
+            return "integer", first
+        if first <= 0x8F:
+            return "map", first & 0x0F
+        if first <= 0x9F:
+            return "array", first & 0x0F
+        if first <= 0xBF:
+            return "text", first & 0x1F
+        if first == 0xC0:
+            return "nil", 0
+        if first >= 0xE0:
+            return "integer", first - 0x100
+        if first not in LONG_FORMS:
+            return "other", first
+        kind, size, signed, least = LONG_FORMS[first]
+        value = int.from_bytes(self.take(size), "big", signed=signed)
+        shortest = value < -least if signed else value >= least
+        if self.canonical and not shortest:
+            refuse(self.where, "not canonical msgpack")
+        return kind, value
+
+    def expect(self, wanted: str, what: str) -> int:
+        """Value or length of the next value, which must be of kind `wanted`."""
+        kind, value = self.head()
+        if kind != wanted:
+            refuse(self.where, f"{what} is not {wanted}")
+        return value
+
+    def integer(self, low: int, high: int, what: str) -> int:
+        """An integer from `low` to `high`."""
+        value = self.expect("integer", what)
+        if not low <= value <= high:
+            refuse(self.where, f"{what} {value} is out of range")
+        return value
+
+    def bytes(self, low: int, high: int, what: str) -> bytes:
+        """A byte string of `low` to `high` bytes."""
+        size = self.expect("bytes", what)
+        if not low <= size <= high:
+            refuse(self.where, f"{what} of {size} bytes")
+        return self.take(size)
+
+    def text(self, what: str) -> str:
+        """UTF-8 text."""
+        try:
+            return self.take(self.expect("text", what)).decode()
+        except UnicodeDecodeError:
+            refuse(self.where, f"{what} is not UTF-8")
+
+    def array(self, what: str) -> int:
+        """The length of an array, which is at most what is left of the data."""
+        length = self.expect("array", what)
+        if length > len(self.data) - self.at:
+            refuse(self.where, f"{what}: more elements than bytes")
+        return length
+
+    def is_nil(self) -> bool:
+        """Skips a nil, if one comes next."""
+        if self.data[self.at : self.at + 1] != b"\xc0":
+            return False
+        self.at += 1
+        return True
+
+    def skip(self) -> None:
+        """Skips one value of any kind."""
+        values = 1
+        while values:
+            values -= 1
+            kind, value = self.head()
+            if kind == "array":
+                values += value
+            elif kind == "map":
+                values += 2 * value
+            elif kind in ("bytes", "text"):
+                self.take(value)
+            elif kind == "other":
+                if value in EXT_FORMS:
+                    self.take(int.from_bytes(self.take(EXT_FORMS[value]), "big") + 1)
+                elif value in OTHER_FORMS:
+                    self.take(OTHER_FORMS[value])
+                else:
+                    refuse(self.where, "not msgpack")
+
+    def end(self) -> None:
+        """Nothing may follow."""
+        if self.at != len(self.data):
+            refuse(self.where, "bytes after the value")
+
+
+# --- the container, section 2 ---
+
+
+class Place(NamedTuple):
+    """Where a record is."""
+
+    frame: int
+    offset: int
+    length: int
+
+
+class Container:
+    """Header, frames, tables and footer: bytes by ID or by place."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.cache: OrderedDict[int, bytes] = OrderedDict()
+        self.size = os.fstat(fd).st_size
+        self.check_header()
+        self.read_footer()
+        self.check_frame_table()
+        self.check_object_table()
+
+    def pread(self, size: int, offset: int, where: str) -> bytes:
+        data = os.pread(self.fd, size, offset)
+        if len(data) != size:
+            refuse(where, "the file ends early")
+        return data
+
+    def check_header(self) -> None:
+        magic, version, _compat, _ro_compat, incompat, zero = HEADER.unpack(self.pread(HEADER.size, 0, "header"))
+        if magic != b"\x89MKM\r\n\x1a\n":
+            refuse("header", "wrong magic")
+        if version != 1:
+            refuse("header", f"version {version}")
+        if incompat:
+            refuse("header", f"incompat flags {incompat:#x}")
+        if any(zero):
+            refuse("header", "reserved bytes are not zero")
+
+    def read_footer(self) -> None:
+        if self.size < HEADER.size + FOOTER.size:
+            refuse("footer", "missing")
+        fields = FOOTER.unpack(self.pread(FOOTER.size, self.size - FOOTER.size, "footer"))
+        self.frame_table, self.frames, zero, self.object_table, self.objects, self.id = fields[:6]
+        self.info, self.facts = Place(*fields[6:9]), Place(*fields[9:12])
+        if fields[12] != b"\n\x1a\n\rMKM\x89":
+            refuse("footer", "wrong magic: the file is cut")
+        if zero:
+            refuse("footer", "reserved bytes are not zero")
+        if self.frame_table < HEADER.size or self.object_table != self.frame_table + self.frames * FRAME_ROW.size:
+            refuse("footer", "bad place of a table")
+        if self.object_table + self.objects * OBJECT_ROW.size + FOOTER.size != self.size:
+            refuse("footer", "the tables do not end where the footer begins")
+        if not self.facts.length and any(self.facts):
+            refuse("footer", "facts of no length")
+
+    def frame_row(self, number: int) -> tuple[int, int, int]:
+        offset = self.frame_table + number * FRAME_ROW.size
+        row: tuple[int, int, int] = FRAME_ROW.unpack(self.pread(FRAME_ROW.size, offset, "frame table"))
+        return row
+
+    def check_frame_table(self) -> None:
+        for number in range(self.frames):
+            offset, compressed, size = self.frame_row(number)
+            if offset < HEADER.size or offset + compressed > self.frame_table:
+                refuse(f"frame {number}", "not between header and frame table")
+            if compressed > COMPRESSED_MAX or size > FRAME_MAX:
+                refuse(f"frame {number}", "larger than the limit")
+
+    def object_row(self, number: int) -> tuple[bytes, Place]:
+        offset = self.object_table + number * OBJECT_ROW.size
+        object_id, *place = OBJECT_ROW.unpack(self.pread(OBJECT_ROW.size, offset, "object table"))
+        return object_id, Place(*place)
+
+    def check_object_table(self) -> None:
+        previous = b""
+        for number in range(self.objects):
+            object_id, _ = self.object_row(number)
+            if object_id <= previous:
+                refuse("object table", f"row {number} is not above the one before it")
+            previous = object_id
+
+    def frame(self, number: int, where: str) -> bytes:
+        if number >= self.frames:
+            refuse(where, f"frame {number} does not exist")
+        if number in self.cache:
+            self.cache.move_to_end(number)
+            return self.cache[number]
+        offset, compressed, size = self.frame_row(number)
+        packed = self.pread(compressed, offset, f"frame {number}")
+        try:
+            stated = zstandard.get_frame_parameters(packed)
+            if stated.content_size != size or stated.dict_id or not stated.has_checksum:
+                refuse(f"frame {number}", "not as the frame table says, with a dictionary, or without a checksum")
+            decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX)
+            data = decompressor.decompress(packed, max_output_size=size or 1, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            refuse(f"frame {number}", str(error))
+        if len(data) != size:
+            refuse(f"frame {number}", "not as long as it says")
+        self.cache[number] = data
+        while len(self.cache) > 1 and sum(map(len, self.cache.values())) > CACHE_MAX:
+            self.cache.popitem(last=False)
+        return data
+
+    def record(self, place: Place, where: str) -> bytes:
+        frame = self.frame(place.frame, where)
+        if place.offset + place.length > len(frame):
+            refuse(where, "reaches beyond its frame")
+        return frame[place.offset : place.offset + place.length]
+
+    def object(self, kind: str, object_id: bytes, where: str) -> Cursor:
+        low, high = 0, self.objects
+        while low < high:
+            middle = (low + high) // 2
+            found, place = self.object_row(middle)
+            if found == object_id:
+                break
+            low, high = (middle + 1, high) if found < object_id else (low, middle)
+        else:
+            refuse(where, f"object {object_id.hex()} is absent")
+        if place.length > OBJECT_MAX:
+            refuse(where, "larger than the limit")
+        data = self.record(place, where)
+        if blake3(data, derive_key_context=CONTEXT + kind).digest() != object_id:
+            refuse(where, f"object {object_id.hex()} has another digest")
+        return Cursor(data, where)
+
+
+# --- objects, section 3 ---
+
+
+class Entry(NamedTuple):
+    """A name and its inode; `body` is what its type has."""
+
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    mtime_nsec: int
+    body: tuple[int | bytes | None, ...]
+    xattrs: tuple[tuple[bytes, bytes], ...]
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+
+@dataclass
+class Root:
+    """The root object, section 3.4."""
+
+    top: Entry
+    links: bytes | None
+    digests: tuple[str, ...]
+
+
+TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
+MERGE, OPAQUE = 0, 1
+
+
+def read_attributes(c: Cursor) -> tuple[int, int, int, int, int]:
+    """mode, uid, gid, mtime, mtime_nsec."""
+    mode = c.integer(0, 0o177777, "mode")
+    if stat.S_IFMT(mode) not in TYPES:
+        refuse(c.where, f"mode {mode:o} has no known type")
+    return (
+        mode,
+        c.integer(0, ID_MAX, "uid"),
+        c.integer(0, ID_MAX, "gid"),
+        c.integer(-(2**63), 2**63 - 1, "mtime"),
+        c.integer(0, 999_999_999, "mtime_nsec"),
+    )
+
+
+def read_digest(c: Cursor, what: str, recorded: bool) -> bytes | None:
+    """A digest of a regular file: there exactly if the root object announces it."""
+    if recorded:
+        return c.bytes(32, 32, what)
+    if not c.is_nil():
+        refuse(c.where, f"{what} is not nil, but the root object does not announce it")
+    return None
+
+
+def read_name(c: Cursor) -> bytes:
+    """The name of an entry."""
+    name = c.bytes(1, 255, "name")
+    check_name(name, c.where)
+    return name
+
+
+def check_name(name: bytes, where: str) -> None:
+    """Refuses what cannot be a name."""
+    if not 1 <= len(name) <= 255 or b"\0" in name or b"/" in name or name in (b".", b".."):
+        refuse(where, f"'{shown(name)}' is not a name")
+
+
+def read_xattrs(c: Cursor, elements: int) -> tuple[tuple[bytes, bytes], ...]:
+    """Section 3.2, after the array's header."""
+    if elements % 2 or elements > 2 * 9362:
+        refuse(c.where, f"xattrs of {elements} elements")
+    pairs = []
+    previous = b""
+    for _ in range(elements // 2):
+        name = c.bytes(1, 255, "xattr name")
+        value = c.bytes(0, 65536, "xattr value")
+        if name <= previous:
+            refuse(c.where, f"xattr {shown(name)} does not ascend")
+        spaces = (b"user.", b"trusted.", b"security.")
+        known = name.startswith(spaces) and name not in spaces
+        if b"\0" in name or not (known or name in (b"system.posix_acl_access", b"system.posix_acl_default")):
+            refuse(c.where, f"xattr {shown(name)} is in no allowed namespace")
+        if name.startswith((b"trusted.overlay.", b"user.overlay.")):
+            refuse(c.where, f"xattr {shown(name)} belongs to overlayfs")
+        pairs.append((name, value))
+        previous = name
+    return tuple(pairs)
+
+
+def read_entry(c: Cursor, digests: tuple[str, ...], kind_above: int) -> Entry:
+    """One entry of a directory, section 3.1."""
+    elements = c.array("entry")
+    if elements < 6:
+        refuse(c.where, f"an entry of {elements} elements")
+    name = read_name(c)
+    outer, c.where = c.where, f"{c.where}: {shown(name)}"
+    mode, uid, gid, mtime, mtime_nsec = read_attributes(c)
+    file_type = stat.S_IFMT(mode)
+    own = {stat.S_IFREG: 3, stat.S_IFDIR: 3, stat.S_IFLNK: 1, stat.S_IFCHR: 2, stat.S_IFBLK: 2}.get(file_type, 0)
+    if elements not in (6 + own, 7 + own):
+        refuse(c.where, f"an entry of {elements} elements")
+    body: tuple[int | bytes | None, ...] = ()
+    if file_type == stat.S_IFREG:
+        size = c.integer(0, 2**63 - 1, "size")
+        body = (size, read_digest(c, "blake3", "blake3" in digests), read_digest(c, "verity", "verity" in digests))
+    elif file_type == stat.S_IFDIR:
+        body = (c.bytes(32, 32, "directory ID"), c.integer(0, ENTRIES_MAX, "entries"), c.integer(0, 1, "kind"))
+        if kind_above == OPAQUE and body[2] == MERGE:
+            refuse(c.where, "a merge directory below an opaque one")
+        if body[1:] == (0, MERGE):
+            refuse(c.where, "a merge directory without entries")
+    elif file_type == stat.S_IFLNK:
+        target = c.bytes(1, 4095, "target")
+        body = (target,)
+        if b"\0" in target:
+            refuse(c.where, "a target with NUL")
+    elif own:
+        body = (c.integer(0, 2**12 - 1, "major"), c.integer(0, 2**20 - 1, "minor"))
+        if file_type == stat.S_IFCHR and body == (0, 0):
+            refuse(c.where, "a whiteout")
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    if elements == 7 + own:
+        length = c.array("xattrs")
+        if not length:
+            refuse(c.where, "an empty list of xattrs")
+        xattrs = read_xattrs(c, length)
+    c.where = outer
+    return Entry(name, mode, uid, gid, mtime, mtime_nsec, body, xattrs)
+
+
+def read_directory(file: Container, entry: Entry, path: bytes, digests: tuple[str, ...]) -> list[Entry]:
+    """The entries of the directory `entry`, which is at `path`."""
+    where = f"directory /{shown(path)}"
+    object_id, stated, kind = entry.body
+    assert isinstance(object_id, bytes) and isinstance(stated, int) and isinstance(kind, int)
+    c = file.object("directory", object_id, where)
+    entries: list[Entry] = []
+    held = 0
+    for _ in range(c.array("directory")):
+        child = read_entry(c, digests, kind)
+        if entries and child.name <= entries[-1].name:
+            refuse(where, f"{shown(child.name)} does not ascend")
+        if len(path) + bool(path) + len(child.name) > PATH_MAX:
+            refuse(where, f"the path of {shown(child.name)} is too long")
+        entries.append(child)
+        held += 1
+        if child.is_directory:
+            below = child.body[1]
+            assert isinstance(below, int)
+            held += below
+    c.end()
+    if held != stated:
+        refuse(where, f"holds {held} entries, not {stated}")
+    return entries
+
+
+def read_root(file: Container) -> Root:
+    """The root object, section 3.4."""
+    c = file.object("root", file.id, "root object")
+    if c.array("root") != 10:
+        refuse(c.where, "not ten elements")
+    attributes = read_attributes(c)
+    if not stat.S_ISDIR(attributes[0]):
+        refuse(c.where, "not a directory")
+    xattrs = read_xattrs(c, c.array("xattrs"))
+    body = (c.bytes(32, 32, "directory ID"), c.integer(0, ENTRIES_MAX, "entries"), MERGE)
+    links = None if c.is_nil() else c.bytes(32, 32, "link index ID")
+    digests = tuple(c.text("digest") for _ in range(c.array("digests")))
+    if digests not in ((), ("blake3",), ("verity",), ("blake3", "verity")):
+        refuse(c.where, "unknown digests")
+    c.end()
+    return Root(Entry(b"", *attributes, body, xattrs), links, digests)
+
+
+def tree_order(path: bytes) -> bytes:
+    """Section 1."""
+    return path.replace(b"/", b"\0")
+
+
+def read_path(c: Cursor) -> bytes:
+    """A path of a link page."""
+    path = c.bytes(1, PATH_MAX, "path")
+    for name in path.split(b"/"):
+        check_name(name, c.where)
+    return path
+
+
+def read_links(file: Container, root: Root) -> Iterator[tuple[bytes, int | bytes]]:
+    """The rows of all link pages, section 3.3; their order is checked here, their truth by `Links`."""
+    if root.links is None:
+        return
+    index = file.object("link index", root.links, "link index")
+    pages = index.array("link index")
+    if not pages:
+        refuse("link index", "empty")
+    previous = b""
+    for number in range(pages):
+        c = file.object("link page", index.bytes(32, 32, "page ID"), f"link page {number}")
+        rows = c.array("page")
+        if not 1 <= rows <= PAGE_ROWS or (rows < PAGE_ROWS and number < pages - 1):
+            refuse(c.where, f"{rows} rows")
+        for _ in range(rows):
+            if c.array("row") != 2:
+                refuse(c.where, "a row is not two elements")
+            path = read_path(c)
+            if tree_order(path) <= tree_order(previous):
+                refuse(c.where, f"{shown(path)} does not ascend")
+            previous = path
+            kind = c.data[c.at : c.at + 1]
+            is_target = bool(kind) and 0xC4 <= kind[0] <= 0xC6
+            yield path, read_path(c) if is_target else c.integer(2, ENTRIES_MAX, "nlink")
+        c.end()
+    index.end()
+
+
+@dataclass
+class Links:
+    """Compares link rows with the entries of a walk. Both are in tree order, so one pass is enough.
+
+    Memory: the inodes some of whose names are still to come.
+    """
+
+    rows: Iterator[tuple[bytes, int | bytes]]
+    open: dict[bytes, tuple[Entry, int]] = field(default_factory=dict)
+    row: tuple[bytes, int | bytes] | None = None
+
+    def __post_init__(self) -> None:
+        self.row = next(self.rows, None)
+
+    def meet(self, path: bytes, entry: Entry) -> int | bytes | None:
+        """What the rows say of the next entry of the walk: nlink of a primary, target of a link, or None."""
+        if self.row is None or self.row[0] != path:
+            return None
+        said = self.row[1]
+        self.row = next(self.rows, None)
+        where = f"link row {shown(path)}"
+        if entry.is_directory:
+            refuse(where, "is a directory")
+        if isinstance(said, int):
+            self.open[path] = entry, said - 1
+            return said
+        if said not in self.open:
+            refuse(where, f"{shown(said)} is no primary before it, or has fewer names")
+        primary, missing = self.open.pop(said)
+        if primary[1:] != entry[1:]:
+            refuse(where, f"differs from {shown(said)}")
+        if missing > 1:
+            self.open[said] = primary, missing - 1
+        return said
+
+    def end(self) -> None:
+        """After the walk."""
+        if self.row is not None:
+            refuse(f"link row {shown(self.row[0])}", "is no entry")
+        for path in self.open:
+            refuse(f"link row {shown(path)}", "has more names than rows")
+
+
+# --- info and facts, sections 5 and 6 ---
+
+
+def read_info(file: Container) -> dict[str, object]:
+    """The keys version 1 knows, their types checked."""
+    if file.info.length > INFO_MAX:
+        refuse("info", "larger than the limit")
+    c = Cursor(file.record(file.info, "info"), "info", canonical=False)
+    info: dict[str, object] = {}
+    seen = set()
+    for _ in range(c.expect("map", "info")):
+        key = c.text("key")
+        if key in seen:
+            refuse("info", f"{key!r} occurs twice")
+        seen.add(key)
+        if key == "root":
+            info[key] = c.bytes(0, INFO_MAX, key)
+        elif key == "created":
+            info[key] = c.expect("integer", key)
+        elif key == "tool":
+            info[key] = c.text(key)
+        elif key in ("select", "hide"):
+            info[key] = [c.bytes(0, INFO_MAX, key) for _ in range(c.array(key))]
+        elif key == "left_out":
+            info[key] = [read_left_out(c) for _ in range(c.array(key))]
+        elif key == "counts":
+            pairs = c.expect("map", key)
+            info[key] = {c.text("name of a count"): c.expect("integer", "count") for _ in range(pairs)}
+        else:
+            c.skip()
+    c.end()
+    for key in ("root", "created", "tool", "select", "hide", "left_out", "counts"):
+        if key not in info:
+            refuse("info", f"{key!r} is missing")
+    return info
+
+
+def read_left_out(c: Cursor) -> tuple[bytes, str]:
+    """A row of left_out."""
+    if c.array("row of left_out") != 2:
+        refuse(c.where, "a row of left_out is not two elements")
+    return c.bytes(0, INFO_MAX, "path"), c.text("reason")
+
+
+def read_facts(file: Container, place: Place, path: bytes, entries: list[Entry]) -> list[Place | None]:
+    """Checks the facts of a directory and gives the places of its children's."""
+    where = f"facts of /{shown(path)}"
+    c = Cursor(file.record(place, where), where, canonical=False)
+    if c.array("facts") != 3:
+        refuse(where, "not three arrays")
+    for column in ("inode numbers", "change times"):
+        if c.array(column) != len(entries):
+            refuse(where, f"not one of {column} per entry")
+        for _ in entries:
+            c.integer(-(2**63), 2**63 - 1, column)
+    if c.array("children") != sum(entry.is_directory for entry in entries):
+        refuse(where, "not one child per directory")
+    places = [read_place(c) if entry.is_directory else None for entry in entries]
+    c.end()
+    return places
+
+
+def read_place(c: Cursor) -> Place | None:
+    """The place of a child's facts, or None."""
+    if c.is_nil():
+        return None
+    if c.array("place") != 3:
+        refuse(c.where, "a place is not three elements")
+    return Place(*(c.integer(0, 2**32 - 1, "place") for _ in range(3)))
+
+
+# --- the tree ---
+
+
+def walk(file: Container, root: Root) -> Iterator[tuple[bytes, Entry, int | bytes | None]]:
+    """Every entry in tree order, with what the link rows say of it. Checks all there is on the way."""
+    links = Links(read_links(file, root))
+
+    def below(path: bytes, entry: Entry, place: Place | None) -> Iterator[tuple[bytes, Entry, Place | None]]:
+        entries = read_directory(file, entry, path, root.digests)
+        places = read_facts(file, place, path, entries) if place else [None] * len(entries)
+        prefix = path + b"/" if path else b""
+        return ((prefix + child.name, child, facts) for child, facts in zip(entries, places, strict=True))
+
+    stack = [below(b"", root.top, file.facts if file.facts.length else None)]
+    while stack:
+        step = next(stack[-1], None)
+        if step is None:
+            stack.pop()
+            continue
+        path, entry, facts = step
+        yield path, entry, links.meet(path, entry)
+        if entry.is_directory:
+            stack.append(below(path, entry, facts))
+    links.end()
+
+
+def shown_value(value: bytes) -> str:
+    """The value of an xattr; a long one by its length and BLAKE3."""
+    return shown(value) if len(value) <= 256 else f"{len(value)}:{blake3(value).hexdigest()}"
+
+
+def describe(path: bytes, entry: Entry, link: int | bytes | None) -> str:
+    """One line of the listing: every fact the manifest has of the entry, which for a link are those of its primary."""
+    if isinstance(link, bytes):
+        return f"{shown(path)} hardlink={shown(link)}"
+    body = [item.hex() if isinstance(item, bytes) and len(item) == 32 else item for item in entry.body]
+    if stat.S_ISLNK(entry.mode):
+        body = [shown_value(item) for item in entry.body if isinstance(item, bytes)]
+    parts = [
+        shown(path),
+        f"{entry.mode:06o} {entry.uid}:{entry.gid} {entry.mtime}+{entry.mtime_nsec:09d}",
+        *("-" if item is None else str(item) for item in body),
+        *(f"{shown(name)}={shown_value(value)}" for name, value in entry.xattrs),
+    ]
+    if link is not None:
+        parts.append(f"nlink={link}")
+    return " ".join(parts)
+
+
+def main(argv: list[str]) -> int:
+    """Checks the file completely, then prints what it holds."""
+    if len(argv) != 2:
+        print("usage: read_manifest.py FILE", file=sys.stderr)
+        return 2
+    try:
+        with open(argv[1], "rb") as stream:
+            file = Container(stream.fileno())
+            info = read_info(file)
+            root = read_root(file)
+            types = Counter(stat.S_IFMT(entry.mode) for _, entry, _ in walk(file, root))
+            print(f"id {file.id.hex()}")
+            print(f"digests {' '.join(root.digests) or '-'}")
+            print(f"facts {'yes' if file.facts.length else 'no'}")
+            print(f"entries {types.total()}, of these directories {types[stat.S_IFDIR]}, files {types[stat.S_IFREG]}")
+            for key, value in info.items():
+                print(f"info {key} {value!r}")
+            print(describe(b"/", root.top, None))
+            for path, entry, link in walk(file, root):
+                print(describe(path, entry, link))
+    except Refused as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{argv[1]}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,79 @@
+"""Outputs that appear complete or not at all: written beside the target, flushed, renamed over it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO, Final
+
+from mkmeta.errors import MkmetaError, UsageError, reason
+
+_MARK: Final = b".mkmeta-"  # in the name of every unfinished output
+_KEPT_NAME = 200  # bytes of the target's name in that of the unfinished one: leaves room below NAME_MAX
+_BUFFER_SIZE = 1 << 20  # bytes
+
+
+@contextlib.contextmanager
+def atomic_output(path: bytes) -> Iterator[BinaryIO]:
+    """A binary stream whose content is at `path` once the block ends well, and nowhere if it does not.
+
+    What a killed run left behind is removed first; a running one is known by its lock. A symbolic link at `path` is
+    followed; a pipe or device is written to directly. Raises MkmetaError when the output cannot be written.
+    """
+    path = os.path.realpath(path)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        mode = stat.S_IFREG  # to be made, if that is possible
+    if stat.S_ISDIR(mode):
+        raise UsageError("is a directory", path=path, hint="name a file for the manifest")
+    try:
+        with _beside(path) if stat.S_ISREG(mode) else open(path, "wb", buffering=_BUFFER_SIZE) as stream:
+            yield stream
+    except OSError as error:
+        if error.filename is not None and not os.fsencode(error.filename).startswith(os.path.dirname(path)):
+            raise  # the user of the stream met it elsewhere
+        raise MkmetaError(f"cannot be written: {reason(error)}", path=path) from None
+
+
+@contextlib.contextmanager
+def _beside(path: bytes) -> Iterator[BinaryIO]:
+    parent, name = os.path.split(path)
+    directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        prefix = b"." + name[:_KEPT_NAME] + _MARK
+        _remove_leftovers(directory, prefix)
+        temporary = prefix + secrets.token_hex(4).encode()
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=directory)
+        try:
+            with open(fd, "wb", buffering=_BUFFER_SIZE) as stream:
+                with contextlib.suppress(OSError):  # without locks on this filesystem nobody's leftovers are removed
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                yield stream
+                stream.flush()
+                os.fsync(fd)
+                os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory)
+            raise
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _remove_leftovers(directory: int, prefix: bytes) -> None:
+    for name in map(os.fsencode, os.listdir(directory)):
+        if not name.startswith(prefix):
+            continue
+        with contextlib.suppress(OSError):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(name, dir_fd=directory)
+            finally:
+                os.close(fd)

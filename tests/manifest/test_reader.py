@@ -1,0 +1,71 @@
+"""What a hostile manifest costs to check, and what only odd files show."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mkmeta.errors import FormatError
+from mkmeta.manifest.reader import ManifestReader
+from tests.vectors.assemble import Draft, file
+from tests.vectors.reject import base
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[ManifestReader]:
+    with tempfile.TemporaryFile() as stream:
+        stream.write(data)
+        stream.flush()
+        with ManifestReader(os.dup(stream.fileno())) as reader:
+            yield reader
+
+
+@pytest.mark.timeout(20)
+def test_links_deep_down_are_checked_in_one_pass() -> None:
+    """1,000 names 1,900 levels deep: looking each up from the root would take minutes."""
+    draft = Draft()
+    names = [b"%04d" % number for number in range(1000)]
+    inner = draft.folder(b"d", *map(file, names))
+    for _ in range(1900):
+        inner = draft.folder(b"d", inner)
+    above = b"d/" * 1901
+    rows = [[above + names[0], len(names)], *([above + name, above + names[0]] for name in names[1:])]
+    with opened(draft.finish(inner, links=draft.links(rows)).encode()) as reader:
+        reader.check()
+        assert sum(1 for _ in reader.links()) == len(names)
+
+
+def test_a_frame_longer_than_any_can_be(tmp_path: Path) -> None:
+    """A sparse file may claim any compressed length; it is refused before it is read."""
+    parts = base()
+    length = (65 << 20) + 1
+    parts.frame_rows[0] = [32, length, parts.sizes[0]]
+    data = parts.encode()
+    path = tmp_path / "sparse.mkm"
+    tables = 3 * 16 + 44 * len(parts.object_rows) + 96
+    with path.open("wb") as stream:
+        stream.write(data[:32])
+        stream.truncate(32 + length)
+        stream.seek(32 + length)
+        moved = 32 + length
+        parts.footer |= {"frame_table": moved, "object_table": moved + 3 * 16}
+        stream.write(parts.encode()[-tables:])
+    with ManifestReader.open(str(path)) as reader, pytest.raises(FormatError, match="more than the limit"):
+        _ = reader.root
+
+
+def test_walk_of_deep_trees_does_not_recurse() -> None:
+    draft = Draft()
+    inner = draft.folder(b"d")
+    for _ in range(2000):
+        inner = draft.folder(b"d", inner)
+    with opened(draft.finish(inner).encode()) as reader:
+        reader.check()
+        assert sum(1 for _ in reader.walk()) == 2002
+        assert reader.find(b"/".join([b"d"] * 2001)) is not None
+        assert reader.find(b"/".join([b"d"] * 2002)) is None

@@ -1,0 +1,579 @@
+"""Files a reader must refuse: each has one flaw, is otherwise valid, and has true digests unless they are the flaw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from mkmeta.codec.packing import pack
+from mkmeta.digest import ObjectKind
+from tests.vectors.assemble import Draft, Parts, Value, compress, entry, file, handmade_frame
+from tests.vectors.trees import INFO
+
+REG, DIR, LNK, CHR, BLK, FIFO, SOCK = 0o100644, 0o040755, 0o120777, 0o020600, 0o060600, 0o010600, 0o140600
+ID = bytes(range(32))  # of nothing
+
+
+def base() -> Parts:
+    """A valid file: two entries in a subtree, facts."""
+    draft = Draft()
+    below = draft.folder(b"d", file(b"a"), file(b"b"))
+    inner = draft.add_facts([[1, 1], [5, -5], []])
+    outer = draft.add_facts([[2], [7], [inner]])
+    return draft.finish(below, facts=outer)
+
+
+def entries(*rows: Value) -> bytes:
+    """A file with these entries in the root."""
+    return Draft().finish(*rows).encode()
+
+
+def below(*rows: Value, **options: Value) -> bytes:
+    """A file with these entries in an opaque directory."""
+    draft = Draft()
+    return draft.finish(draft.folder(b"d", *rows, **options)).encode()
+
+
+def raw_directory(data: bytes, count: int = 1) -> bytes:
+    """A file whose root directory consists of these bytes."""
+    draft = Draft()
+    return draft.finish(top=draft.add(ObjectKind.DIRECTORY, data), count=count).encode()
+
+
+def root(number: int, value: Value) -> bytes:
+    """A file with another value for an element of the root object."""
+    return Draft().finish(file(), root={number: value}).encode()
+
+
+def changed(change: Callable[[Parts], None]) -> bytes:
+    """The valid file with a change to its parts."""
+    parts = base()
+    change(parts)
+    return parts.encode()
+
+
+def container_cases() -> Iterator[tuple[str, bytes]]:
+    """Header, footer and tables."""
+    valid = base().encode()
+    size = len(valid)
+    yield "empty-file", b""
+    yield "header-magic", b"\x88" + valid[1:]
+    yield "header-cut", valid[:20]
+    yield "header-only", valid[:32]
+    for name, number, value in (("version", 1, 2), ("incompat", 4, 1), ("reserved", 5, b"\0\0\0\0\0\0\0\1")):
+        yield f"header-{name}", changed(lambda parts: parts.header.__setitem__(number, value))  # noqa: B023 - called now
+    yield "footer-cut", valid[:-1]
+    yield "footer-half-cut", valid[: size // 2]
+    yield "footer-bytes-after", valid + b"\0"
+    tables = base()
+    frame_table = 32 + sum(map(len, tables.frames))
+    rows = len(tables.object_rows)
+    footers: dict[str, dict[str, Value]] = {
+        "reserved": {"zero": 1},
+        "frame-table": {"frame_table": frame_table + 16},
+        "frame-table-in-header": {"frame_table": 16, "frames": 3, "object_table": 64, "objects": 0},
+        "frame-count": {"frames": 4},
+        "object-table": {"object_table": frame_table + 3 * 16 + 44},
+        "object-count": {"objects": rows + 1},
+        "object-count-huge": {"objects": 2**63},
+        "id": {"id": ID},
+        "info-frame": {"info": (9, 0, 10)},
+        "info-offset": {"info": (1, 2**32 - 1, 10)},
+        "info-length": {"info": (1, 0, 2**32 - 1)},
+        "info-length-plus-one": {"info": (1, 0, tables.sizes[1] + 1)},
+        "info-empty": {"info": (1, 0, 0)},
+        "facts-frame": {"facts": (9, 0, 10)},
+        "facts-offset": {"facts": (2, 2**32 - 1, 10)},
+        "facts-length": {"facts": (2, 0, 1000)},
+        "facts-of-no-length": {"facts": (2, 0, 0)},
+    }
+    for name, footer in footers.items():
+        yield f"footer-{name}", changed(lambda parts: parts.footer.update(footer))  # noqa: B023 - called now
+    length = len(tables.frames[0])
+    content = tables.sizes[0]
+    frame_rows = {
+        "frame-in-header": [16, length, content],
+        "frame-in-tables": [frame_table - length + 1, length, content],
+        "frame-beyond-file": [2**64 - 1, length, content],
+        "frame-not-zstd": [33, length, content],
+        "frame-compressed-short": [32, length - 1, content],
+        "frame-compressed-long": [32, length + 1, content],
+        "frame-compressed-huge": [32, 2**32 - 1, content],
+        "frame-compressed-zero": [32, 0, content],
+        "frame-size-short": [32, length, content - 1],
+        "frame-size-long": [32, length, content + 1],
+        "frame-size-beyond-limit": [32, length, 2**28 + 1],
+    }
+    for name, row in frame_rows.items():
+        yield name, changed(lambda parts: parts.frame_rows.update({0: row}))  # noqa: B023 - called now
+    unused = base()
+    unused.frames.append(b"")
+    unused.sizes.append(0)
+    unused.frame_rows[3] = [2**40, 1, 1]
+    yield "frame-unused-beyond-file", unused.encode()
+    object_rows: dict[str, tuple[int, Value]] = {
+        "object-frame": (1, 9),
+        "object-offset": (2, 2**32 - 1),
+        "object-offset-plus-one": (2, content),
+        "object-length": (3, 2**32 - 1),
+        "object-length-beyond-limit": (3, 2**28 + 1),
+        "object-length-plus-one": (3, 4096),
+        "object-length-zero": (3, 0),
+        "object-absent": (0, b"\xff" * 32),
+    }
+    for name, (column, value) in object_rows.items():
+        yield name, _with_row_of_directory(column, value)
+    yield "object-table-unsorted", changed(lambda parts: parts.object_rows.reverse())
+    yield "object-table-duplicate", changed(lambda parts: parts.object_rows.insert(0, parts.object_rows[0]))
+    for name, place in (("unsorted", 128), ("duplicate", 256)):
+        yield f"object-table-{name}-far", _long_table(place, duplicate=name == "duplicate")
+
+
+def _with_row_of_directory(column: int, value: Value) -> bytes:
+    """The valid file with a change to the object table's row of the directory `d`."""
+    below_id = Draft().directory(file(b"a"), file(b"b"))
+
+    def change(parts: Parts) -> None:
+        next(row for row in parts.object_rows if row[0] == below_id)[column] = value
+        parts.object_rows.sort()
+
+    return changed(change)
+
+
+def _long_table(place: int, *, duplicate: bool) -> bytes:
+    """A table of hundreds of rows, all but those of the tree unused, wrong before row `place`."""
+
+    def change(parts: Parts) -> None:
+        parts.object_rows += [[number.to_bytes(2, "big") * 16, 0, 0, 1] for number in range(0x101, 0x300)]
+        parts.object_rows.sort()
+        rows = parts.object_rows
+        rows[place][0], rows[place - 1][0] = rows[place - 1][0], rows[place][0]
+        if duplicate:
+            rows[place][0] = rows[place - 1][0]
+
+    return changed(change)
+
+
+def frame_cases() -> Iterator[tuple[str, bytes]]:
+    """Zstandard frames that are not what the table says."""
+    info = _info_bytes()
+    size = len(info)
+    frames = {
+        "no-content-size": handmade_frame(info, size=None),
+        "no-checksum": handmade_frame(info, size=size, checksum=False),
+        "dictionary": handmade_frame(info, size=size, dictionary=7),
+        "bomb": handmade_frame(info, size=size, zeros=4096),
+        "states-too-much": handmade_frame(info, size=2**62),
+        "states-a-little-more": handmade_frame(info, size=size + 1),
+        "holds-less": handmade_frame(info[:-1], size=size),
+        "two": compress(info) + compress(b""),
+        "bytes-after": compress(info) + b"\0",
+        "skippable": b"\x50\x2a\x4d\x18" + size.to_bytes(4, "little") + info,
+        "skippable-first": b"\x50\x2a\x4d\x18" + bytes(4) + compress(info),
+        "checksum-damaged": compress(info)[:-1] + bytes([compress(info)[-1] ^ 1]),
+        "empty": b"",
+    }
+    for name, frame in frames.items():
+        parts = Draft().finish(file())
+        parts.frames[1], parts.sizes[1] = frame, size
+        yield f"zstd-{name}", parts.encode()
+
+
+def _info_bytes() -> bytes:
+    return pack(info_values())
+
+
+def info_values() -> dict[str, Value]:
+    """A valid info record."""
+    return {
+        "root": INFO.root,
+        "created": INFO.created,
+        "tool": INFO.tool,
+        "select": [b"a*"],
+        "hide": [],
+        "left_out": [[b"x", "why"]],
+        "counts": {"files": 1},
+    }
+
+
+def digest_cases() -> Iterator[tuple[str, bytes]]:
+    """IDs that are not those of the bytes."""
+    draft = Draft()
+    draft.add(ObjectKind.DIRECTORY, [entry(b"d", DIR, ID, 1, 1)], object_id=ID)
+    yield "digest-cycle", draft.finish(entry(b"d", DIR, ID, 1, 1), count=2).encode()
+    draft = Draft()
+    page = draft.add(ObjectKind.DIRECTORY, [[b"a", 2], [b"b", b"a"]])
+    index = draft.add(ObjectKind.LINK_INDEX, [page])
+    yield "digest-of-another-kind", draft.finish(file(b"a"), file(b"b"), links=index).encode()
+    draft = Draft()
+    damaged = draft.directory(file())
+    draft.objects[damaged] = draft.objects[damaged].replace(b"f", b"g")
+    yield "digest-damaged", draft.finish(entry(b"d", DIR, damaged, 1, 1)).encode()
+
+
+def msgpack_cases() -> Iterator[tuple[str, bytes]]:
+    """A directory of one file in every encoding but the canonical one."""
+    good = pack([file()])
+    name = b"\xc4\x01f"
+    mode = b"\xcd\x81\xa4"
+    yield "msgpack-empty", raw_directory(b"")
+    yield "msgpack-bytes-after", raw_directory(good + b"\0")
+    yield "msgpack-value-after", raw_directory(good + pack(file(b"g")), 2)
+    yield "msgpack-cut", raw_directory(good[:-1])
+    yield "msgpack-long-directory", raw_directory(b"\xdc\0\1" + good[1:])
+    yield "msgpack-longest-directory", raw_directory(b"\xdd\0\0\0\1" + good[1:])
+    yield "msgpack-long-entry", raw_directory(good[:1] + b"\xdc\0\x09" + good[2:])
+    yield "msgpack-long-name", raw_directory(good.replace(name, b"\xc5\0\1f"))
+    yield "msgpack-long-integer", raw_directory(good.replace(mode, b"\xce\0\0\x81\xa4"))
+    yield "msgpack-longest-integer", raw_directory(good.replace(mode, b"\xcf\0\0\0\0\0\0\x81\xa4"))
+    yield "msgpack-signed-integer", raw_directory(good.replace(mode, b"\xd2\0\0\x81\xa4"))
+    yield "msgpack-long-zero", raw_directory(good.replace(mode + b"\0", mode + b"\xcc\0"))
+    negative = pack([[b"f", REG, 0, 0, -1, 0, 3, None, None]])
+    yield "msgpack-long-negative", raw_directory(negative.replace(b"\xff", b"\xd0\xff"))
+    yield "msgpack-huge-array", raw_directory(b"\xdd\xff\xff\xff\xff" + good[1:])
+    yield "msgpack-huge-entry", raw_directory(b"\x91\xdd\xff\xff\xff\xff" + good[2:])
+    yield "msgpack-huge-name", raw_directory(good.replace(name, b"\xc6\xff\xff\xff\xfff"))
+    yield "msgpack-too-few", raw_directory(b"\x92" + good[1:], 2)
+    yield "msgpack-too-many", raw_directory(b"\x90" + good[1:], 0)
+    yield "msgpack-nested", raw_directory(b"\x91" * 5000 + b"\x90")
+    yield "msgpack-nested-long", raw_directory(b"\x91" + b"\xdc\x49\x24" * 5000)
+    yield "msgpack-map", raw_directory(b"\x81\xc4\1f\0")
+    yield "msgpack-reserved", raw_directory(b"\x91\xc1")
+    yield "msgpack-integer", raw_directory(b"\x01")
+    others = {"float": 0.0, "float-like": 3.5, "true": True, "false": False, "map": {}, "text": "0", "array": []}
+    for kind, value in others.items():
+        yield f"msgpack-{kind}-field", entries([b"f", REG, 0, 0, 0, value, 3, None, None])
+    yield "msgpack-ext-field", raw_directory(good.replace(mode + b"\0", mode + b"\xc7\0\5"))
+    yield "msgpack-bad-utf8", raw_directory(b"\x91\x91\xa1\xff")
+
+
+def entry_cases() -> Iterator[tuple[str, bytes]]:
+    """Fields of an entry."""
+    wrong: dict[str, list[Value]] = {
+        "not-array": [5],
+        "empty": [[]],
+        "of-five": [[b"f", REG, 0, 0, 0]],
+        "of-six": [[b"f", REG, 0, 0, 0, 0]],
+        "too-long": [file(b"f", [b"user.a", b""], 0)],
+        "name-text": [file("f")],
+        "name-nil": [file(None)],
+        "name-integer": [file(7)],
+        "mode-bytes": [entry(b"f", b"x", 0, None, None)],
+        "mode-zero": [entry(b"f", 0, 0, None, None)],
+        "mode-no-type": [entry(b"f", 0o644, 0, None, None)],
+        "mode-unknown-type": [entry(b"f", 0o150644, 0, None, None)],
+        "mode-bits-above": [entry(b"f", 0o300644, 0, None, None)],
+        "mode-negative": [entry(b"f", -1, 0, None, None)],
+        "uid-negative": [[b"f", REG, -1, 0, 0, 0, 3, None, None]],
+        "uid-all-ones": [[b"f", REG, 2**32 - 1, 0, 0, 0, 3, None, None]],
+        "uid-nil": [[b"f", REG, None, 0, 0, 0, 3, None, None]],
+        "gid-negative": [[b"f", REG, 0, -1, 0, 0, 3, None, None]],
+        "gid-all-ones": [[b"f", REG, 0, 2**32 - 1, 0, 0, 3, None, None]],
+        "mtime-too-late": [[b"f", REG, 0, 0, 2**63, 0, 3, None, None]],
+        "mtime-nil": [[b"f", REG, 0, 0, None, 0, 3, None, None]],
+        "mtime-nsec-negative": [[b"f", REG, 0, 0, 0, -1, 3, None, None]],
+        "mtime-nsec-a-second": [[b"f", REG, 0, 0, 0, 10**9, 3, None, None]],
+        "size-negative": [file(size=-1)],
+        "size-too-large": [file(size=2**63)],
+        "size-nil": [file(size=None)],
+        "directory-id-short": [entry(b"f", DIR, bytes(31), 0, 1)],
+        "directory-id-nil": [entry(b"f", DIR, None, 0, 1)],
+        "directory-entries-negative": [entry(b"f", DIR, ID, -1, 1)],
+        "directory-entries-too-many": [entry(b"f", DIR, ID, 2**32, 1)],
+        "directory-kind": [entry(b"f", DIR, ID, 0, 2)],
+        "directory-kind-true": [entry(b"f", DIR, ID, 0, True)],
+        "symlink-empty": [entry(b"f", LNK, b"")],
+        "symlink-nul": [entry(b"f", LNK, b"a\0b")],
+        "symlink-too-long": [entry(b"f", LNK, b"x" * 4096)],
+        "symlink-text": [entry(b"f", LNK, "target")],
+        "symlink-nothing": [entry(b"f", LNK)],
+        "device-major": [entry(b"f", CHR, 4096, 0)],
+        "device-minor": [entry(b"f", BLK, 0, 2**20)],
+        "device-negative": [entry(b"f", BLK, -1, 0)],
+        "device-one-number": [entry(b"f", BLK, 1)],
+        "whiteout": [entry(b"f", CHR, 0, 0)],
+        "fifo-field": [entry(b"f", FIFO, 0)],
+        "socket-two-fields": [entry(b"f", SOCK, 0, [b"user.a", b""])],
+    }
+    for name, rows in wrong.items():
+        yield f"entry-{name}", entries(*rows)
+    names = {
+        "empty": b"",
+        "dot": b".",
+        "dot-dot": b"..",
+        "slash": b"a/b",
+        "only-slash": b"/",
+        "nul": b"a\0",
+        "too-long": b"n" * 256,
+    }
+    for name, value in names.items():
+        yield f"name-{name}", entries(file(value))
+    yield "name-unsorted", entries(file(b"b"), file(b"a"))
+    yield "name-unsorted-bytes", entries(file(b"\xff"), file(b"\x7f"))
+    yield "name-duplicate", entries(file(b"a"), file(b"a"))
+    yield "name-duplicate-kind", entries(entry(b"a", FIFO), file(b"a"))
+
+
+def xattr_cases() -> Iterator[tuple[str, bytes]]:
+    """Xattrs."""
+    lists: dict[str, Value] = {
+        "empty-list": [],
+        "nil": None,
+        "bytes": b"user.a",
+        "odd": [b"user.a"],
+        "name-text": ["user.a", b""],
+        "value-text": [b"user.a", ""],
+        "value-nil": [b"user.a", None],
+        "value-too-large": [b"user.a", bytes(65537)],
+        "name-empty": [b"", b""],
+        "name-too-long": [b"user." + b"a" * 251, b""],
+        "name-nul": [b"user.a\0", b""],
+        "namespace-none": [b"a", b""],
+        "namespace-system": [b"system.nfs4_acl", b""],
+        "namespace-unknown": [b"btrfs.compression", b""],
+        "namespace-upper-case": [b"User.a", b""],
+        "namespace-only": [b"user.", b""],
+        "overlay-trusted": [b"trusted.overlay.opaque", b"y"],
+        "overlay-user": [b"user.overlay.metacopy", b""],
+        "overlay-escaped": [b"trusted.overlay.overlay.opaque", b"y"],
+        "overlay-prefix-only": [b"user.overlay.", b""],
+        "unsorted": [b"user.b", b"", b"user.a", b""],
+        "duplicate": [b"user.a", b"", b"user.a", b""],
+        "too-many": [item for number in range(9363) for item in (b"user.%05d" % number, b"")],
+    }
+    for name, value in lists.items():
+        yield f"xattr-{name}", entries(file(b"f", value))
+    yield "xattr-of-root", root(5, [b"trusted.overlay.opaque", b"y"])
+    draft = Draft()
+    inside = [*draft.folder(b"d", file()), [b"trusted.overlay.redirect", b"/etc"]]
+    yield "xattr-of-directory", draft.finish(inside).encode()
+
+
+def tree_cases() -> Iterator[tuple[str, bytes]]:
+    """Directories that do not fit together."""
+    draft = Draft()
+    merge = draft.folder(b"m", file(), kind=0)
+    yield "merge-below-opaque", draft.finish(draft.folder(b"d", merge)).encode()
+    draft = Draft()
+    yield "merge-empty", draft.finish(draft.folder(b"d", kind=0)).encode()
+    yield "entries-too-few", below(file(b"a"), file(b"b"), count=1)
+    yield "entries-too-many", below(file(b"a"), file(b"b"), count=3)
+    yield "entries-of-empty", below(count=1)
+    yield "entries-of-root", root(7, 2)
+    yield "bomb-with-lies", _bomb(lambda true: min(true, 2))
+    yield "bomb-with-great-lies", _bomb(lambda true: min(true, 2**32 - 1))
+    yield "bomb-honest", _bomb(lambda true: true)
+    yield "digest-not-announced", entries(entry(b"f", REG, 0, None, ID))
+    only = entry(b"f", REG, 0, ID, None)
+    yield "digest-one-of-two", Draft().finish(only, root={9: ["blake3", "verity"]}).encode()
+    for name, value in (("short", bytes(31)), ("long", bytes(33)), ("text", "a" * 32), ("integer", 0), ("nil", None)):
+        for number, digest in enumerate(("blake3", "verity")):
+            digests = [value if number == other else None for other in range(2)]
+            yield f"digest-{digest}-{name}", Draft().finish(entry(b"f", REG, 0, *digests), root={9: [digest]}).encode()
+    yield "path-too-long", _deep(4096)
+
+
+def _bomb(stated: Callable[[int], int]) -> bytes:
+    """Forty levels of two equal children; `stated` says what a directory claims to hold, given the truth."""
+    draft = Draft()
+    object_id, true = draft.directory(), 0
+    for _ in range(40):
+        children = [entry(name, DIR, object_id, stated(true), 1) for name in (b"a", b"b")]
+        object_id, true = draft.directory(*children), 2 + 2 * true
+    return draft.finish(top=object_id, count=min(stated(true), 2**32 - 1)).encode()
+
+
+def _deep(size: int) -> bytes:
+    """A file at a path of `size` bytes."""
+    draft = Draft()
+    names = [b"n" * 255] * (size // 256)
+    inner: Value = file(b"f" * (size - 256 * len(names)) or b"f")
+    for name in reversed(names):
+        inner = draft.folder(name, inner)
+    return draft.finish(inner).encode()
+
+
+def root_cases() -> Iterator[tuple[str, bytes]]:
+    """The root object."""
+    elements: list[Value] = [DIR, 0, 0, 0, 0, [], ID, 1, None, []]
+    for name, value in (("not-array", 7), ("of-nine", elements[:-1]), ("of-eleven", [*elements, None])):
+        yield f"root-{name}", Draft().finish(file(), root_object=value).encode()
+    yield "root-empty-object", Draft().finish(file(), root_object=b"\xc0").encode()
+    wrong: dict[str, tuple[int, Value]] = {
+        "not-directory": (0, REG),
+        "mode-bits-above": (0, 0o240755),
+        "uid": (1, 2**32 - 1),
+        "gid": (2, -1),
+        "mtime": (3, b""),
+        "mtime-nsec": (4, 10**9),
+        "xattrs-nil": (5, None),
+        "xattrs-odd": (5, [b"user.a"]),
+        "directory-nil": (6, None),
+        "directory-absent": (6, ID),
+        "entries-nil": (7, None),
+        "entries-too-many": (7, 2**32),
+        "links-integer": (8, 0),
+        "links-absent": (8, ID),
+        "links-short": (8, bytes(31)),
+        "digests-nil": (9, None),
+        "digests-unknown": (9, ["sha256"]),
+        "digests-order": (9, ["verity", "blake3"]),
+        "digests-twice": (9, ["blake3", "blake3"]),
+        "digests-bytes": (9, [b"blake3"]),
+        "digests-integer": (9, [1]),
+    }
+    for name, (number, value) in wrong.items():
+        yield f"root-{name}", root(number, value)
+
+
+def link_cases() -> Iterator[tuple[str, bytes]]:
+    """Hard links."""
+    good = [[b"a", 2], [b"b", b"a"]]
+    pages: dict[str, list[Value]] = {
+        "to-nowhere": [[[b"a", 2], [b"x", b"a"]]],
+        "from-nowhere": [[[b"B", 2], [b"a", b"B"]]],
+        "to-directory": [[[b"a", 2], [b"d", b"a"]]],
+        "of-directory": [[[b"d", 2], [b"d2", b"d"]]],
+        "to-link": [[[b"a", 3], [b"b", b"a"], [b"c", b"b"]]],
+        "to-no-primary": [[[b"b", b"a"]]],
+        "to-something-different": [[[b"a", 2], [b"e", b"a"]]],
+        "before-primary": [[[b"a", b"b"], [b"b", 2]]],
+        "to-itself": [[[b"a", b"a"]]],
+        "nlink-one": [[[b"a", 1]]],
+        "nlink-too-large": [[[b"a", 3], [b"b", b"a"]]],
+        "nlink-too-small": [[[b"a", 2], [b"b", b"a"], [b"c", b"a"]]],
+        "nlink-without-rows": [[[b"a", 2]]],
+        "nlink-huge": [[[b"a", 2**32], [b"b", b"a"]]],
+        "row-nil": [[[b"a", 2], [b"b", None]]],
+        "row-text": [[[b"a", 2], [b"b", "a"]]],
+        "row-path-text": [[["a", 2], [b"b", b"a"]]],
+        "row-of-one": [[[b"a"]]],
+        "row-of-three": [[[b"a", 2, 0], [b"b", b"a"]]],
+        "row-not-array": [[5]],
+        "unsorted": [[[b"b", b"a"], [b"a", 2]]],
+        "unsorted-tree-order": [[[b"d.", 2], [b"d/f", b"d."]]],
+        "duplicate": [[[b"a", 2], [b"a", 2], [b"b", b"a"], [b"c", b"a"]]],
+        "path-empty": [[[b"", 2], [b"a", b""]]],
+        "path-absolute": [[[b"/a", 2], [b"b", b"/a"]]],
+        "path-slash-at-end": [[[b"a/", 2], [b"b", b"a/"]]],
+        "path-dot-dot": [[[b"a", 2], [b"d/../b", b"a"]]],
+        "path-double-slash": [[[b"a", 2], [b"d//f", b"a"]]],
+        "path-nul": [[[b"a", 2], [b"b\0", b"a"]]],
+        "path-too-long": [[[b"a", 2], [b"n" * 4096, b"a"]]],
+        "target-empty": [[[b"a", 2], [b"b", b""]]],
+        "page-empty": [good, []],
+        "page-only-empty": [[]],
+        "page-short": [good[:1], good[1:]],
+        "page-too-long": [_link_rows(4097)],
+        "page-not-array": [pack(5)],
+        "pages-none": [],
+        "pages-unsorted": [_link_rows(4096), good],
+    }
+    long = ("page-too-long", "pages-unsorted")
+    for name, content in pages.items():
+        draft = Draft()
+        yield f"link-{name}", _linked(draft, draft.links(*content), more=sum(map(len, content)) if name in long else 0)
+    draft = Draft()
+    yield "link-page-absent", _linked(draft, draft.add(ObjectKind.LINK_INDEX, [ID]))
+    yield "link-page-nil", _linked(draft, draft.add(ObjectKind.LINK_INDEX, [None]))
+    yield "link-index-not-array", _linked(draft, draft.add(ObjectKind.LINK_INDEX, None))
+    yield "link-index-long-header", _linked(draft, draft.add(ObjectKind.LINK_INDEX, b"\xdc\0\1" + pack(ID)))
+    draft = Draft()
+    yield "link-page-bytes-after", _linked(draft, draft.links(pack(good) + b"\xc0"))
+
+
+def _linked(draft: Draft, links: bytes, more: int = 0) -> bytes:
+    """A file with a, b and c alike, d a directory with a file, e different; `links` is the ID of the link index."""
+    below = draft.folder(b"d", file(b"f"))
+    rows = [file(b"a"), file(b"b"), file(b"c"), below, draft.folder(b"d2"), file(b"e", size=4)]
+    rows.insert(4, file(b"d."))
+    rows += [file(b"h%04d" % number) for number in range(more)]
+    return draft.finish(*rows, links=links).encode()
+
+
+def _link_rows(count: int) -> list[Value]:
+    first = b"h0000"
+    return [[first, count], *([b"h%04d" % number, first] for number in range(1, count))]
+
+
+def record_cases() -> Iterator[tuple[str, bytes]]:
+    """Info and facts."""
+    infos: dict[str, Value] = {
+        "not-map": [],
+        "nil": b"\xc0",
+        "bytes-after": _info_bytes() + b"\0",
+        "cut": _info_bytes()[:-1],
+        "huge-map": b"\xdf\xff\xff\xff\xff",
+        "key-bytes": pack({b"root": b""}),
+        "key-integer": pack({1: b""}),
+        "key-array": b"\x81\x91\1\1",
+        "bad-utf8": b"\x81\xa4tool\xa1\xff",
+        "key-twice": b"\x88" + _info_bytes()[1:] + pack("tool") + pack("x"),
+        "unknown-key-cut": b"\x88" + _info_bytes()[1:] + pack("new") + b"\x92\1",
+        "unknown-key-reserved-byte": b"\x88" + _info_bytes()[1:] + pack("new") + b"\xc1",
+    }
+    wrong: dict[str, list[Value]] = {
+        "root": ["/mnt", None],
+        "created": [b"", 1.5, True],
+        "tool": [b"mkmeta", 1],
+        "select": [b"a", ["a"], [1]],
+        "hide": [None, [None]],
+        "left_out": [{}, [[b"a"]], [["a", "b"]], [[b"a", b"b"]], [[b"a", "b", "c"]], [7]],
+        "counts": [[], {b"files": 1}, {"files": "1"}, {"files": 1.0}],
+    }
+    for key, values in wrong.items():
+        missing = {name: value for name, value in info_values().items() if name != key}
+        infos[f"{key}-missing"] = missing
+        infos |= {f"{key}-{number}": info_values() | {key: value} for number, value in enumerate(values, 1)}
+    infos["select-huge"] = b"\x81" + pack("select") + b"\xdd\xff\xff\xff\xff" + b"\xc4\0" * 9
+    for name, info in infos.items():
+        yield f"info-{name.replace('_', '-')}", Draft().finish(file(), info=info).encode()
+    facts: dict[str, Value] = {
+        "not-array": 1,
+        "of-two": [[1], [1]],
+        "of-four": [[1], [1], [None], []],
+        "columns-not-arrays": [1, 1, 1],
+        "inodes-too-few": [[], [], [None]],
+        "inodes-too-many": [[1, 1], [1, 1], [None]],
+        "times-too-few": [[1], [], [None]],
+        "inode-too-large": [[2**63], [1], [None]],
+        "time-too-large": [[1], [2**64 - 1], [None]],
+        "inode-nil": [[None], [1], [None]],
+        "inode-true": [[True], [1], [None]],
+        "inode-array": [[[1]], [1], [None]],
+        "children-too-few": [[1], [1], []],
+        "children-too-many": [[1], [1], [None, None]],
+        "child-integer": [[1], [1], [2]],
+        "child-of-two": [[1], [1], [[2, 0]]],
+        "child-negative": [[1], [1], [[2, -1, 3]]],
+        "child-too-large": [[1], [1], [[2, 2**32, 3]]],
+        "child-frame": [[1], [1], [[3, 0, 3]]],
+        "child-offset": [[1], [1], [[2, 4000, 3]]],
+        "child-length": [[1], [1], [[2, 0, 4000]]],
+        "child-nothing": [[1], [1], [[2, 0, 0]]],
+        "child-of-another": [[1], [1], [[2, 0, 8]]],
+        "bytes-after": pack([[1], [1], [None]]) + b"\0",
+        "cut": pack([[1], [1], [None]])[:-1],
+        "huge": b"\x93\xdd\xff\xff\xff\xff" + b"\1" * 9,
+    }
+    for name, content in facts.items():
+        draft = Draft()
+        inside = draft.folder(b"d", file())
+        yield f"facts-{name}", draft.finish(inside, facts=draft.add_facts(content)).encode()
+
+
+REJECTED: dict[str, bytes] = {
+    name: data
+    for cases in (
+        container_cases,
+        frame_cases,
+        digest_cases,
+        msgpack_cases,
+        entry_cases,
+        xattr_cases,
+        tree_cases,
+        root_cases,
+        link_cases,
+        record_cases,
+    )
+    for name, data in cases()
+}
