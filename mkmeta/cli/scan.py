@@ -1,11 +1,263 @@
-"""`mkmeta scan`."""
+"""`mkmeta scan`: record selected subtrees of a volume in a manifest."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import time
+from typing import BinaryIO
 
-from mkmeta.cli.verb import Verbs
+from mkmeta.cli.output import emit, human_bytes, note, path_fields
+from mkmeta.cli.progress import ProgressLine
+from mkmeta.cli.verb import Verbs, add_verb
+from mkmeta.errors import ExitCode, UsageError, printable, reason
+from mkmeta.manifest.output import atomic_output
+from mkmeta.model import DigestName
+from mkmeta.scanner.listing import Counts
+from mkmeta.scanner.scan import OnError, ScanOptions, ScanReport, scan
+from mkmeta.workers import available_processors
+
+_DESCRIPTION = """\
+Walks the selected subtrees of ROOT, a directory of released software, and records every name, attribute and digest
+in a manifest. Its ID, printed as the last line, depends on the tree alone: the same tree gives the same ID anywhere.
+
+A subtree that cannot be recorded exactly as it is (something unreadable, a mount point, a change while it is read)
+is left out as a whole and named with the reason. Through the mounted layer it still shows, straight from the volume.
+
+patterns:
+  relative to ROOT; * ? [...] match within one name, ** any number of directories, \\ takes the meaning from the next
+  character. Names starting with a dot are nothing special; symbolic links are not followed. A directory that matches
+  is a subtree with everything below it; anything else that matches is recorded alone. Directories that cannot lead
+  to a match are never listed.
+
+always left out of a subtree:
+  .nfsXXXX files (deleted, but still open somewhere) and .snapshot directories (older states of the same tree).
+  They are counted in the summary.
+"""
+
+_EPILOG = """\
+examples:
+  mkmeta scan /mnt/sw -o sw.mkm
+  mkmeta scan /mnt/sw --select 'grp/*/v*/lib' --select 'tools/**/python' -o sw.mkm
+  find-releases | mkmeta scan /mnt/sw --select-from - --digest none -o sw.mkm
+
+exit codes:
+  0 done; 3 done, but subtrees were left out; 12 no pattern matched; 13 stopped by --on-error fail;
+  1 failed, nothing written; 2 bad usage; 130 interrupted
+"""
 
 
 def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Adds the verb."""
+    parser = add_verb(
+        verbs,
+        "scan",
+        summary="record selected subtrees of a volume in a manifest",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.add_argument("root", metavar="ROOT", type=os.fsencode, help="the directory that will be the lower layer")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="MANIFEST",
+        type=os.fsencode,
+        required=True,
+        help="the manifest to write; it appears when it is complete. - is stdout (the ID goes to stderr then)",
+    )
+    what = parser.add_argument_group("what to record")
+    what.add_argument(
+        "--select",
+        metavar="PATTERN",
+        type=os.fsencode,
+        action="append",
+        default=[],
+        help="record what matches; may be given many times. Without any, everything below ROOT is recorded",
+    )
+    what.add_argument(
+        "--select-from",
+        metavar="FILE",
+        type=os.fsencode,
+        action="append",
+        default=[],
+        help="read patterns from FILE, one a line; - is stdin; empty lines and lines starting with # are skipped",
+    )
+    what.add_argument(
+        "--hide",
+        metavar="PATTERN",
+        type=os.fsencode,
+        action="append",
+        default=[],
+        help="leave out what matches, with all below it. Careful: inside a recorded directory it becomes invisible "
+        "through the mount, although the volume still has it",
+    )
+    what.add_argument(
+        "--drop-xattr",
+        metavar="PATTERN",
+        type=os.fsencode,
+        action="append",
+        default=[],
+        help="do not record the extended attributes whose names match, such as 'security.selinux' or 'lustre.*'",
+    )
+    what.add_argument(
+        "--digest",
+        metavar="LIST",
+        type=_digests,
+        default=tuple(DigestName),
+        help="what to compute of file contents: verity,blake3 (the default), verity, blake3 or none. "
+        "Each file is read once; none reads no content at all",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "-j",
+        "--jobs",
+        metavar="N",
+        type=_positive,
+        default=available_processors(),
+        help="worker processes (default: %(default)s, one per processor)",
+    )
+    how.add_argument(
+        "--on-error",
+        choices=[str(choice) for choice in OnError],
+        default=str(OnError.LEAVE_OUT),
+        help="what to do about something that cannot be recorded: leave out its subtree and finish the rest "
+        "(the default), or stop there and write nothing",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    """Runs the verb."""
+    to_stdout = args.output == b"-"
+    if to_stdout and args.json:
+        raise UsageError("--json and a manifest cannot both go to stdout", hint="name a file with -o")
+    if to_stdout and sys.stdout.isatty():
+        raise UsageError("a manifest is not for a terminal", hint="name a file with -o, or use a pipe")
+    options = ScanOptions(
+        root=args.root,
+        select=(*args.select, *(pattern for file in args.select_from for pattern in _read_patterns(file))),
+        hide=tuple(args.hide),
+        drop_xattrs=tuple(args.drop_xattr),
+        digests=args.digest,
+        workers=args.jobs,
+        on_error=OnError(args.on_error),
+    )
+    if (args.select or args.select_from) and not options.select:
+        raise UsageError("the pattern files hold no pattern", hint="leave out --select-from to record everything")
+    started = time.monotonic()
+    if to_stdout:
+        report = _scan(args, options, sys.stdout.buffer)
+    else:
+        _check_outside(args.output, args.root)
+        with atomic_output(args.output) as stream:
+            report = _scan(args, options, stream)
+    _show(args, report, time.monotonic() - started, to_stdout)
+    return ExitCode.INCOMPLETE if report.left_out else ExitCode.DONE
+
+
+def _scan(args: argparse.Namespace, options: ScanOptions, stream: BinaryIO) -> ScanReport:
+    with ProgressLine(args, "scan") as line:
+        return scan(options, stream, _Observer(line, args.verbose) if line.visible or args.verbose else None)
+
+
+class _Observer:
+    """Shows a scan to a person."""
+
+    def __init__(self, line: ProgressLine, verbose: bool) -> None:
+        self._line = line
+        self._verbose = verbose
+
+    def progress(self, counts: Counts) -> None:
+        details = f"{counts.dirs} directories, {counts.files} files, {human_bytes(counts.bytes)}"
+        self._line.update(_entries(counts), details)
+
+    def subtree(self, path: bytes, counts: Counts) -> None:
+        if self._verbose:
+            note(f"recorded: {printable(path)}: {_entries(counts)} entries")
+
+
+def _entries(counts: Counts) -> int:
+    return counts.dirs + counts.files + counts.symlinks + counts.others
+
+
+def _show(args: argparse.Namespace, report: ScanReport, seconds: float, to_stdout: bool) -> None:
+    counts = report.counts
+    manifest_id = report.manifest_id.hex()
+    if args.json:
+        for path, why in report.left_out:
+            emit("left_out", **path_fields(path), reason=why)
+        for pattern in report.unmatched:
+            emit("unmatched", **path_fields(pattern, "pattern"))
+        emit(
+            "summary",
+            id=manifest_id,
+            entries=report.entries,
+            seconds=round(seconds, 3),
+            left_out=len(report.left_out),
+            **counts._asdict(),
+        )
+        return
+    for path, why in report.left_out:
+        note(f"left out: {printable(path)}: {why}")
+    for pattern in report.unmatched:
+        note(f"matched nothing: {printable(pattern)}")
+    if not args.quiet:
+        for line in _summary(report, seconds):
+            note(line)
+    print(manifest_id, file=sys.stderr if to_stdout else sys.stdout)
+
+
+def _summary(report: ScanReport, seconds: float) -> list[str]:
+    """The page a person reads after a scan. What is zero and unusual is not mentioned."""
+    counts = report.counts
+    lines = [
+        f"recorded   {report.entries} entries in {seconds:.1f} s ({report.entries / max(seconds, 1e-3):.0f}/s)",
+        f"           {counts.dirs} directories, {counts.files} files ({human_bytes(counts.bytes)}), "
+        f"{counts.symlinks} symlinks, {counts.others} devices, fifos and sockets",
+        f"skeleton   {counts.skeleton} directories that show the volume as well",
+    ]
+    remarks = (
+        (counts.hidden, "names hidden by --hide: invisible through the mount where their directory is recorded"),
+        (counts.silly_renamed, ".nfsXXXX files not recorded: they were deleted already"),
+        (counts.snapshots, ".snapshot directories not recorded: reach them on the volume itself"),
+        (counts.nfs4_acl, "entries with an NFSv4 ACL, which a layer cannot carry: their mode bits stand for it"),
+        (counts.dropped_xattrs, "extended attributes left out by --drop-xattr"),
+        (len(report.left_out), "subtrees left out, named above: they show through from the volume"),
+    )
+    return lines + [f"note       {count} {text}" for count, text in remarks if count]
+
+
+def _digests(text: str) -> tuple[DigestName, ...]:
+    names = set(text.split(","))
+    if names == {"none"}:
+        return ()
+    if not names <= set(DigestName):
+        raise argparse.ArgumentTypeError(f"{text!r}: use verity,blake3, verity, blake3 or none")
+    return tuple(name for name in DigestName if name in names)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers")
+    return int(text)
+
+
+def _read_patterns(file: bytes) -> list[bytes]:
+    try:
+        if file == b"-":
+            content = sys.stdin.buffer.read()
+        else:
+            with open(file, "rb") as stream:
+                content = stream.read()
+    except OSError as error:
+        raise UsageError(f"patterns cannot be read: {reason(error)}", path=file) from None
+    lines = (line.strip(b" \t\r") for line in content.split(b"\n"))
+    return [line for line in lines if line and not line.startswith(b"#")]
+
+
+def _check_outside(output: bytes, root: bytes) -> None:
+    """A manifest inside the tree it records would be a file that changes while it is read."""
+    parent, top = os.path.realpath(os.path.dirname(output) or b"."), os.path.realpath(root)
+    if os.path.commonpath([parent, top]) == top:
+        raise UsageError("the manifest would lie inside ROOT", path=output, hint="write it somewhere else")

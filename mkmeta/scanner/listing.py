@@ -1,0 +1,477 @@
+"""Reading one directory, or one large file, of the scanned tree: what a worker does for one task.
+
+Everything is looked at before and after; what changed in between is read once more, and given up if it changed again.
+What a manifest cannot carry faithfully raises Unfaithful, and the whole subtree it is in is left out.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from operator import add
+from typing import Final, NamedTuple, TypeVar
+
+from blake3 import blake3
+
+from mkmeta.codec.objects import xattr_problem
+from mkmeta.codec.packing import array_header, pack
+from mkmeta.errors import printable, reason
+from mkmeta.linux.syscalls import open_beneath
+from mkmeta.manifest.links import FINGERPRINT_BYTES
+from mkmeta.model import ID_MAX, NAME_MAX, NS, PATH_LIMIT, SIZE_MAX, SYMLINK_TARGET_MAX, DigestName, DirectoryKind
+from mkmeta.scanner.hashing import ContentHasher, Digests
+from mkmeta.scanner.pattern import NOWHERE, Patterns, State
+
+LARGE_FILE: Final = 8 << 20  # bytes; a larger file is a task of its own, so that no worker is left with all the work
+NFS4_ACL_XATTRS: Final = frozenset({b"system.nfs4_acl", b"system.nfs4_dacl", b"system.nfs4_sacl"})
+SNAPSHOT_NAME: Final = b".snapshot"  # how filers show older states of a directory
+_DOT: Final = ord(".")
+_NO_DIGESTS: Final = (None, None)
+_NO_OWNER: Final = f"belongs to the invalid ID {ID_MAX + 1}, which no file can be given"
+_MOUNT_POINT: Final = "is a mount point, which overlayfs does not follow"
+# Names the NFS client gives to files deleted while open: ".nfs", file ID, counter (fs/nfs/unlink.c, nfs_sillyrename)
+_SILLY_RENAMED = re.compile(rb"\.nfs[0-9a-f]{16,}")
+# The kernel's answers when a name went away between listing and looking
+_GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP})
+
+
+class Unfaithful(Exception):
+    """Something a manifest cannot carry: where, and why."""
+
+    def __init__(self, path: bytes, why: str, *, error: OSError | None = None) -> None:
+        super().__init__(why)
+        self.path = path
+        self.why = why
+        self.errno = error.errno if error else None
+
+
+class _Changed(Exception):
+    """Something is not what it was a moment ago."""
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+
+
+class Child(NamedTuple):
+    """Something below a directory that is a task of its own."""
+
+    name: bytes
+    kind: DirectoryKind | None  # None: a large file
+    select: State
+    hide: State
+    position: int  # among the entries
+
+
+class Counts(NamedTuple):
+    """What was recorded, and what was left out on purpose."""
+
+    dirs: int = 0
+    skeleton: int = 0  # merge directories, not in dirs
+    files: int = 0
+    symlinks: int = 0
+    others: int = 0  # fifos, sockets, devices
+    bytes: int = 0  # st_size of all files
+    hidden: int = 0  # names left out by --hide
+    snapshots: int = 0  # .snapshot directories left out
+    silly_renamed: int = 0  # .nfsXXXX files left out
+    nfs4_acl: int = 0  # entries with an NFSv4 ACL, which is not recorded
+    dropped_xattrs: int = 0  # left out by --drop-xattr
+
+    def plus(self, other: Counts) -> Counts:
+        """The sums."""
+        return Counts(*map(add, self, other))
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one listing while it is made; fields as in Counts."""
+
+    symlinks: int = 0
+    others: int = 0
+    bytes: int = 0
+    hidden: int = 0
+    snapshots: int = 0
+    silly_renamed: int = 0
+    nfs4_acl: int = 0
+    dropped_xattrs: int = 0
+
+
+@dataclass(slots=True)
+class Listing:
+    """A directory as its object will need it: packed entries, with a gap for every child.
+
+    `pieces[i]` holds the entries before child i, the last piece those after the last child. A large file comes as a
+    listing with one piece, its entry.
+    """
+
+    entries: int = 0  # in the pieces
+    pieces: list[bytes] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
+    inodes: list[int] = field(default_factory=list)  # per entry, children included
+    change_times: list[int] = field(default_factory=list)
+    links: list[tuple[int, bytes, bytes]] = field(default_factory=list)  # inode, name, fingerprint
+    left_out: list[tuple[bytes, str]] = field(default_factory=list)  # entries of a merge directory: path, why
+    head: bytes = b""  # the directory's own entry, up to the ID of its object
+    tail: bytes = b""  # the rest of it, after the number of entries
+    tally: Tally = field(default_factory=Tally)
+
+    def counts(self, kind: DirectoryKind | None) -> Counts:
+        """The counts of this listing, which was of a directory of this kind or, None, a large file."""
+        tally = self.tally
+        return Counts(
+            kind is DirectoryKind.OPAQUE,
+            0,
+            self.entries - tally.symlinks - tally.others,
+            tally.symlinks,
+            tally.others,
+            tally.bytes,
+            tally.hidden,
+            tally.snapshots,
+            tally.silly_renamed,
+            tally.nfs4_acl,
+            tally.dropped_xattrs,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanRules:
+    """What holds for the whole scan; workers inherit it."""
+
+    root_fd: int
+    device: int  # st_dev of the root
+    select: Patterns
+    hide: Patterns
+    drop_xattrs: Patterns  # each a single component
+    digests: Collection[DigestName]
+    mount_points: Collection[bytes]  # paths below the root
+    open_content: Callable[[bytes], int]  # opens a file of the working directory for hashing
+
+
+class DirectoryReader:
+    """Reads directories for one thread, which must have a working directory of its own.
+
+    Names are looked up relative to the working directory: no path limit, no race on the way, and the cheapest way to
+    ask for the xattrs of a name.
+    """
+
+    def __init__(self, rules: ScanRules) -> None:
+        self._rules = rules
+        self._hasher = ContentHasher(rules.digests)
+        self._hash_seconds = 0.0
+        self._drop_start = rules.drop_xattrs.start()
+        self.matched: set[int] = set()  # selection patterns seen to match
+        self.requests = 1  # made for the last directory, about
+        self.seconds_per_request = 0.0  # what the filesystem took to answer them
+
+    def read_directory(self, path: bytes, kind: DirectoryKind, select: State, hide: State) -> Listing:
+        """The directory at `path`. Raises Unfaithful."""
+        return _twice(lambda: self._read_directory(path, kind, select, hide))
+
+    def read_file(self, path: bytes) -> Listing:
+        """The large file at `path`. Raises Unfaithful."""
+        return _twice(lambda: self._read_file(path))
+
+    def _read_directory(self, path: bytes, kind: DirectoryKind, select: State, hide: State) -> Listing:
+        listing = Listing()
+        started = time.perf_counter()
+        self._hash_seconds = 0.0
+        fd = self._enter(path)
+        try:
+            before = os.fstat(fd)
+            if before.st_dev != self._rules.device:
+                raise Unfaithful(path, _MOUNT_POINT)
+            names = self._rules.select.names(select) if kind is DirectoryKind.MERGE else None
+            if names is None:
+                names = _listdir(path)
+            prefix = path + b"/" if path else b""
+            if kind is DirectoryKind.MERGE:
+                self._read_merge(prefix, sorted(names), select, hide, listing)
+            else:
+                self._read_opaque(prefix, sorted(names), select, hide, listing)
+            self._describe(path, before, kind, listing)
+            if kind is DirectoryKind.OPAQUE and _state(os.fstat(fd)) != _state(before):
+                raise _Changed(path)
+        finally:
+            os.close(fd)
+        self.requests = len(listing.inodes) + 3
+        self.seconds_per_request = (time.perf_counter() - started - self._hash_seconds) / self.requests
+        return listing
+
+    def _read_file(self, path: bytes) -> Listing:
+        listing = Listing()
+        parent, slash, name = path.rpartition(b"/")
+        os.close(self._enter(parent))
+        seen = _lstat(parent + slash, name)
+        if not stat.S_ISREG(seen.st_mode):
+            raise _Changed(path)
+        listing.pieces = [pack(self._row(parent + slash, name, seen, listing))]
+        listing.entries = 1
+        return listing
+
+    def _enter(self, path: bytes) -> int:
+        """Opens a directory and makes it the working directory."""
+        try:
+            fd = open_beneath(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._rules.root_fd)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise Unfaithful(path, _MOUNT_POINT) from None
+            raise _failure(path, error) from None
+        os.fchdir(fd)
+        return fd
+
+    def _read_opaque(self, prefix: bytes, names: list[bytes], select: State, hide: State, listing: Listing) -> None:
+        """Everything in a directory of a subtree. `select` only serves to see which patterns match."""
+        tally, inodes, change_times = listing.tally, listing.inodes, listing.change_times
+        below_select, below_hide = NOWHERE, NOWHERE
+        crowded = bool(self._rules.mount_points) or len(prefix) > PATH_LIMIT - NAME_MAX
+        large = LARGE_FILE if self._hasher.enabled else SIZE_MAX
+        rows: list[list[object]] = []
+        for name in names:
+            if hide:
+                below_hide, hidden = self._rules.hide.advance(hide, name)
+                if hidden:
+                    tally.hidden += 1
+                    continue
+            if select:
+                below_select = self._advance_inside(select, name)
+            try:
+                seen = os.lstat(name)
+            except OSError as error:
+                raise _failure(prefix + name, error) from None
+            mode = seen.st_mode
+            if name[0] == _DOT and _is_transient(name, mode, tally):
+                continue
+            if crowded:
+                self._check_place(prefix + name)
+            if stat.S_ISDIR(mode) or (seen.st_size > large and stat.S_ISREG(mode)):
+                kind = DirectoryKind.OPAQUE if stat.S_ISDIR(mode) else None
+                listing.children.append(Child(name, kind, below_select, below_hide, len(inodes)))
+                _add_piece(rows, listing)
+                rows = []
+            else:
+                rows.append(self._row(prefix, name, seen, listing))
+            inodes.append(seen.st_ino)
+            change_times.append(seen.st_ctime_ns)
+        _add_piece(rows, listing)
+
+    def _advance_inside(self, select: State, name: bytes) -> State:
+        """Follows patterns inside a subtree, where only those that have matched nothing yet are of interest."""
+        below, matched = self._rules.select.advance(select, name)
+        self.matched.update(matched)
+        return tuple(position for position in below if position[0] not in self.matched)
+
+    def _read_merge(self, prefix: bytes, names: list[bytes], select: State, hide: State, listing: Listing) -> None:
+        """What is selected in a skeleton directory, and the directories that may hold more of it."""
+        below_hide = NOWHERE
+        rows: list[list[object]] = []
+        for name in names:
+            if hide:
+                below_hide, hidden = self._rules.hide.advance(hide, name)
+                if hidden:
+                    listing.tally.hidden += 1
+                    continue
+            below_select, matched = self._rules.select.advance(select, name)
+            if not matched and not below_select:
+                continue
+            try:
+                seen = _lstat(prefix, name)
+                is_directory = stat.S_ISDIR(seen.st_mode)
+                if _is_transient(name, seen.st_mode, listing.tally) or not (matched or is_directory):
+                    continue
+                self.matched.update(matched)
+                self._check_place(prefix + name)
+                if is_directory or (seen.st_size > LARGE_FILE and stat.S_ISREG(seen.st_mode)):
+                    kind = (DirectoryKind.OPAQUE if matched else DirectoryKind.MERGE) if is_directory else None
+                    listing.children.append(Child(name, kind, below_select, below_hide, len(listing.inodes)))
+                    _add_piece(rows, listing)
+                    rows = []
+                else:
+                    rows.append(self._row_once_more(prefix, name, seen, listing))
+            except Unfaithful as problem:
+                listing.left_out.append((problem.path, problem.why))
+                continue
+            except _Changed:
+                continue  # a name in a merge directory may come and go
+            listing.inodes.append(seen.st_ino)
+            listing.change_times.append(seen.st_ctime_ns)
+        _add_piece(rows, listing)
+
+    def _row_once_more(self, prefix: bytes, name: bytes, seen: os.stat_result, listing: Listing) -> list[object]:
+        try:
+            return self._row(prefix, name, seen, listing)
+        except _Changed:
+            return _twice(lambda: self._row(prefix, name, _lstat(prefix, name), listing))
+
+    def _check_place(self, path: bytes) -> None:
+        if len(path) > PATH_LIMIT:
+            raise Unfaithful(path, f"its path is longer than {PATH_LIMIT} bytes: the kernel would not follow it")
+        if path in self._rules.mount_points:
+            raise Unfaithful(path, _MOUNT_POINT)
+
+    def _row(self, prefix: bytes, name: bytes, seen: os.stat_result, listing: Listing) -> list[object]:
+        """The entry of anything but a directory, ready to be packed (formats/manifest.md section 3.1)."""
+        mode, uid, gid = seen.st_mode, seen.st_uid, seen.st_gid
+        if uid > ID_MAX or gid > ID_MAX:
+            raise Unfaithful(prefix + name, _NO_OWNER)
+        sec, nsec = divmod(seen.st_mtime_ns, NS)
+        row: list[object] = [name, mode, uid, gid, sec, nsec]
+        file_type = stat.S_IFMT(mode)
+        if file_type == stat.S_IFREG:
+            row.append(seen.st_size)
+            row += self._digests(prefix, name, seen) if self._hasher.enabled else _NO_DIGESTS
+        elif file_type == stat.S_IFLNK:
+            row.append(_readlink(prefix, name))
+        elif file_type in (stat.S_IFCHR, stat.S_IFBLK):
+            device = os.major(seen.st_rdev), os.minor(seen.st_rdev)
+            if file_type == stat.S_IFCHR and device == (0, 0):
+                raise Unfaithful(prefix + name, "is an overlayfs whiteout: it hides a name instead of showing one")
+            row += device
+        xattrs = self._xattrs(prefix, name, listing.tally)
+        if xattrs:
+            row.append(xattrs)
+            if _state(_lstat(prefix, name)) != _state(seen):
+                raise _Changed(prefix + name)
+        if seen.st_nlink > 1:
+            fingerprint = blake3(b"".join(map(pack, row[1:]))).digest(FINGERPRINT_BYTES)
+            listing.links.append((seen.st_ino, name, fingerprint))
+        if file_type == stat.S_IFREG:
+            listing.tally.bytes += seen.st_size
+        elif file_type == stat.S_IFLNK:
+            listing.tally.symlinks += 1
+        else:
+            listing.tally.others += 1
+        return row
+
+    def _digests(self, prefix: bytes, name: bytes, seen: os.stat_result) -> Digests:
+        if not seen.st_size:
+            return self._hasher.of_nothing
+        try:
+            fd = self._rules.open_content(name)
+            try:
+                if _state(os.fstat(fd)) != _state(seen):
+                    raise _Changed(prefix + name)
+                started = time.perf_counter()
+                size, digests = self._hasher.digest(fd)
+                self._hash_seconds += time.perf_counter() - started
+                if size != seen.st_size or _state(os.fstat(fd)) != _state(seen):
+                    raise _Changed(prefix + name)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _failure(prefix + name, error) from None
+        return digests
+
+    def _describe(self, path: bytes, own: os.stat_result, kind: DirectoryKind, listing: Listing) -> None:
+        """The directory's own entry."""
+        if own.st_uid > ID_MAX or own.st_gid > ID_MAX:
+            raise Unfaithful(path, _NO_OWNER)
+        xattrs = self._xattrs(path, b".", listing.tally)
+        fields = pack([path.rpartition(b"/")[2], own.st_mode, own.st_uid, own.st_gid, *divmod(own.st_mtime_ns, NS)])
+        # an array of so few elements has a header of one byte; three more fields follow, and the xattrs
+        listing.head = array_header(10 if xattrs else 9) + fields[1:]
+        listing.tail = pack(int(kind)) + (pack(xattrs) if xattrs else b"")
+
+    def _xattrs(self, prefix: bytes, name: bytes, tally: Tally) -> list[bytes]:
+        """Names and values in turn, ascending by name."""
+        try:
+            names = os.listxattr(name, follow_symlinks=False)
+            return self._read_xattrs(prefix, name, sorted(map(os.fsencode, names)), tally) if names else []
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return []
+            if error.errno in (errno.ENODATA, errno.ERANGE):
+                raise _Changed(prefix + name) from None
+            raise _failure(prefix + name, error) from None
+
+    def _read_xattrs(self, prefix: bytes, name: bytes, xattrs: list[bytes], tally: Tally) -> list[bytes]:
+        flat: list[bytes] = []
+        for xattr in xattrs:
+            if xattr in NFS4_ACL_XATTRS:
+                tally.nfs4_acl += xattr == b"system.nfs4_acl"
+                continue
+            if self._rules.drop_xattrs.advance(self._drop_start, xattr)[1]:
+                tally.dropped_xattrs += 1
+                continue
+            problem = xattr_problem(xattr)
+            if problem:
+                why = f"has the xattr {printable(xattr)}, which cannot be carried: {problem}"
+                raise Unfaithful(prefix + name, why)
+            flat += (xattr, os.getxattr(name, xattr, follow_symlinks=False))
+        return flat
+
+
+def open_content(name: bytes) -> int:
+    """Opens a file of the working directory for hashing. Not blocking: it may have become a fifo."""
+    return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+_T = TypeVar("_T")
+
+
+def _twice(read: Callable[[], _T]) -> _T:
+    """What `read` returns; when it finds a change, what it returns the second time."""
+    try:
+        return read()
+    except _Changed:
+        pass
+    try:
+        return read()
+    except _Changed as change:
+        raise Unfaithful(change.path, "changed while it was read, twice") from None
+
+
+def _add_piece(rows: list[list[object]], listing: Listing) -> None:
+    listing.pieces.append(b"".join(map(pack, rows)))
+    listing.entries += len(rows)
+
+
+def _state(seen: os.stat_result) -> tuple[int, int, int, int]:
+    """What differs between two looks at an inode when something was done to it."""
+    return seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
+
+
+def _listdir(path: bytes) -> set[bytes]:
+    try:
+        return set(os.listdir(b"."))
+    except OSError as error:
+        raise _failure(path, error) from None
+
+
+def _lstat(prefix: bytes, name: bytes) -> os.stat_result:
+    try:
+        return os.lstat(name)
+    except OSError as error:
+        raise _failure(prefix + name, error) from None
+
+
+def _readlink(prefix: bytes, name: bytes) -> bytes:
+    try:
+        target = os.readlink(name)
+    except OSError as error:
+        raise _failure(prefix + name, error) from None
+    if not 1 <= len(target) <= SYMLINK_TARGET_MAX:
+        raise Unfaithful(prefix + name, f"is a symlink with a target of {len(target)} bytes")
+    return target
+
+
+def _failure(path: bytes, error: OSError) -> Exception:
+    """What to raise for an error of the filesystem."""
+    if error.errno in _GONE:
+        return _Changed(path)
+    return Unfaithful(path, f"cannot be read: {reason(error)}", error=error)
+
+
+def _is_transient(name: bytes, mode: int, tally: Tally) -> bool:
+    """Whether a name starting with a dot is one of those the server or client makes up and takes away."""
+    if name == SNAPSHOT_NAME and stat.S_ISDIR(mode):
+        tally.snapshots += 1
+        return True
+    if _SILLY_RENAMED.fullmatch(name):
+        tally.silly_renamed += 1
+        return True
+    return False

@@ -1,0 +1,228 @@
+"""A scan worker: takes tasks (directories, large files), reads them, sends back what it found.
+
+Each worker is a process; inside it, threads called lanes hide the latency of a network filesystem. There are as many
+lanes as the filesystem is slow: one while it answers from memory, where more would only fight for the GIL.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from queue import Empty, SimpleQueue
+from typing import Final, NamedTuple
+
+from mkmeta.codec.facts import encode_columns
+from mkmeta.codec.objects import OBJECT_SIZE_MAX
+from mkmeta.codec.packing import array_header
+from mkmeta.digest import ObjectId, ObjectKind
+from mkmeta.linux.syscalls import CLONE_FS, unshare
+from mkmeta.model import DirectoryKind
+from mkmeta.scanner.governor import LANES_MAX, Governor
+from mkmeta.scanner.listing import Child, Counts, DirectoryReader, ScanRules, Unfaithful
+from mkmeta.scanner.pattern import State
+from mkmeta.workers import messages
+
+_CHILD_ENTRY: Final = 128  # bytes, about, of a packed entry that is still to come, its name not counted
+_OUTBOX_BYTES: Final = 32 << 10  # results sent at once: a few messages per handful of tasks
+
+
+class Task(NamedTuple):
+    """What a worker is asked to read."""
+
+    number: int
+    path: bytes
+    kind: DirectoryKind | None  # None: a large file
+    select: State
+    hide: State
+
+
+class Complete(NamedTuple):
+    """An opaque directory without children: its object is ready."""
+
+    task: int
+    object_id: ObjectId
+    data: bytes
+    columns: bytes  # of its facts
+    entries: int
+    head: bytes
+    tail: bytes
+    links: list[tuple[int, bytes, bytes]]
+    counts: Counts
+
+
+class Partial(NamedTuple):
+    """Anything else that could be read; fields as in Listing."""
+
+    task: int
+    kind: DirectoryKind | None
+    entries: int
+    pieces: list[bytes]
+    children: list[Child]
+    inodes: list[int]
+    change_times: list[int]
+    links: list[tuple[int, bytes, bytes]]
+    left_out: list[tuple[bytes, str]]
+    head: bytes
+    tail: bytes
+    counts: Counts
+
+
+class Problem(NamedTuple):
+    """Something that cannot be recorded."""
+
+    task: int
+    path: bytes
+    why: str
+    errno: int | None
+
+
+Result = Complete | Partial | Problem
+
+
+class Report(NamedTuple):
+    """One message of a worker."""
+
+    results: list[Result]
+    matched: set[int]  # patterns, all seen so far
+    lanes: int
+
+
+def run_worker(connection: Connection, rules: ScanRules) -> None:
+    """The life of a worker process: until the parent closes the pipe."""
+    crew = _Crew(connection, rules)
+    for tasks in messages(connection):
+        crew.take(tasks)
+
+
+class _Crew:
+    """The lanes of a worker, what they have to do, and what they have done."""
+
+    def __init__(self, connection: Connection, rules: ScanRules) -> None:
+        self._connection = connection
+        self._rules = rules
+        self._tasks: SimpleQueue[Task] = SimpleQueue()
+        self._lock = threading.Lock()  # guards everything below
+        self._running = 0
+        self._governor = Governor()
+        self._lanes_allowed = LANES_MAX
+        self._outbox: list[Result] = []
+        self._outbox_bytes = 0
+        self._matched: set[int] = set()
+
+    def take(self, tasks: list[Task]) -> None:
+        """Queues tasks and sees to it that lanes are running."""
+        for task in tasks:
+            self._tasks.put(task)
+        with self._lock:
+            if not self._running:
+                self._governor.restart()
+        self._start_lanes()
+
+    def _start_lanes(self) -> None:
+        with self._lock:
+            while self._running < min(self._governor.lanes, self._lanes_allowed, max(self._tasks.qsize(), 1)):
+                self._running += 1
+                threading.Thread(target=self._lane, daemon=True).start()
+
+    def _lane(self) -> None:
+        try:
+            self._work()
+        except BrokenPipeError:  # the parent is gone
+            os._exit(os.EX_OK)
+        except BaseException:
+            # A lane that ended silently would leave its parent waiting: end the process, which the parent notices.
+            traceback.print_exc()
+            os._exit(os.EX_SOFTWARE)
+
+    def _work(self) -> None:
+        try:
+            unshare(CLONE_FS)  # a working directory of its own
+        except OSError:  # a container's seccomp filter: then this process has one lane, and one working directory
+            with self._lock:
+                self._lanes_allowed = 1
+                if self._running > 1:
+                    self._running -= 1
+                    return
+        reader = DirectoryReader(self._rules)
+        while True:
+            try:
+                task = self._tasks.get_nowait()
+            except Empty:
+                with self._lock:
+                    if self._tasks.empty():
+                        self._flush()
+                        self._running -= 1
+                        return
+                continue
+            result = _perform(reader, task)
+            with self._lock:
+                self._matched |= reader.matched
+                self._outbox.append(result)
+                self._outbox_bytes += _weight(result)
+                if self._outbox_bytes >= _OUTBOX_BYTES:
+                    self._flush()
+                self._governor.count(reader.requests, reader.seconds_per_request)
+                if self._running > self._governor.lanes:
+                    self._running -= 1
+                    return
+            if self._running < self._governor.lanes:
+                self._start_lanes()
+
+    def _flush(self) -> None:
+        if self._outbox:
+            self._connection.send(Report(self._outbox, self._matched, self._governor.lanes))
+            self._outbox = []
+            self._outbox_bytes = 0
+
+
+def _perform(reader: DirectoryReader, task: Task) -> Result:
+    try:
+        if task.kind is None:
+            listing = reader.read_file(task.path)
+        else:
+            listing = reader.read_directory(task.path, task.kind, task.select, task.hide)
+    except Unfaithful as problem:
+        return Problem(task.number, problem.path, problem.why, problem.errno)
+    size = sum(map(len, listing.pieces)) + sum(len(child.name) + _CHILD_ENTRY for child in listing.children)
+    if size > OBJECT_SIZE_MAX:
+        return Problem(task.number, task.path, f"holds too many names: {size >> 20} MiB of them", None)
+    counts = listing.counts(task.kind)
+    if listing.children or task.kind is not DirectoryKind.OPAQUE:
+        return Partial(
+            task=task.number,
+            kind=task.kind,
+            entries=listing.entries,
+            pieces=listing.pieces,
+            children=listing.children,
+            inodes=listing.inodes,
+            change_times=listing.change_times,
+            links=listing.links,
+            left_out=listing.left_out,
+            head=listing.head,
+            tail=listing.tail,
+            counts=counts,
+        )
+    data = array_header(listing.entries) + listing.pieces[0]
+    return Complete(
+        task=task.number,
+        object_id=ObjectKind.DIRECTORY.id_of(data),
+        data=data,
+        columns=encode_columns(listing.inodes, listing.change_times),
+        entries=listing.entries,
+        head=listing.head,
+        tail=listing.tail,
+        links=listing.links,
+        counts=counts,
+    )
+
+
+def _weight(result: Result) -> int:
+    match result:
+        case Complete():
+            return len(result.data)
+        case Partial():
+            return sum(map(len, result.pieces))
+        case Problem():
+            return 0

@@ -1,0 +1,108 @@
+"""Worker processes: forked once, fed with messages over pipes, never outliving their parent.
+
+Forked rather than spawned, so that what they work with (descriptors, compiled patterns) is simply there. Fork before
+starting threads. A worker ends when its pipe does; Ctrl-C is the parent's to handle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any, NoReturn, Self
+
+from mkmeta.errors import MkmetaError
+
+
+def available_processors() -> int:
+    """How many processors this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+class Worker:
+    """A worker process as its parent sees it."""
+
+    def __init__(self, main: Callable[[Connection], None], others: list[Worker]) -> None:
+        context = multiprocessing.get_context("fork")
+        self.connection, theirs = context.Pipe()
+        self.tasks = 0  # outstanding, kept by the pool's user
+        inherited = [self.connection, *(other.connection for other in others)]
+        self._process = context.Process(target=_run, args=(main, theirs, inherited), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def send(self, message: object) -> None:
+        """Sends a message, pickled: both ends are this program. Raises MkmetaError when the worker is gone."""
+        try:
+            self.connection.send(message)
+        except OSError:
+            self._died()
+
+    def receive(self) -> Any:
+        """The next message. Raises MkmetaError when the worker is gone."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self._died()
+
+    def stop(self) -> None:
+        """Ends the process, whatever it does."""
+        self.connection.close()
+        self._process.terminate()
+        self._process.join()
+
+    def _died(self) -> NoReturn:
+        self._process.join()
+        code = self._process.exitcode or 0
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        raise MkmetaError(
+            f"a worker process {how}", hint="if the kernel ran out of memory (see dmesg), use fewer workers: -j"
+        )
+
+
+class WorkerPool:
+    """A fixed number of workers. A context manager; leaving it ends them."""
+
+    def __init__(self, count: int, main: Callable[[Connection], None]) -> None:
+        """`main` runs in each worker with its end of the pipe, and returns when that is closed."""
+        self.workers: list[Worker] = []
+        try:
+            for _ in range(count):
+                self.workers.append(Worker(main, self.workers))
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.stop()
+
+    def ready(self) -> Iterator[Worker]:
+        """Waits until workers have sent something, and yields them."""
+        by_connection = {worker.connection: worker for worker in self.workers}
+        for connection in wait(list(by_connection)):
+            yield by_connection[connection]  # type: ignore[index]  # wait() returns what it was given
+
+
+def messages(connection: Connection) -> Iterator[Any]:
+    """In a worker: the messages of the parent, until it closes the pipe or dies."""
+    with contextlib.suppress(EOFError, ConnectionResetError):
+        while True:
+            yield connection.recv()
+
+
+def _run(main: Callable[[Connection], None], connection: Connection, inherited: list[Connection]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in inherited:
+        other.close()
+    gc.disable()  # workers make no reference cycles to speak of, but many lists that would be looked through
+    with contextlib.suppress(BrokenPipeError):  # the parent died first
+        main(connection)
