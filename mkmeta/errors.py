@@ -97,6 +97,8 @@ def printable(raw: bytes) -> str:
     'a\\\\xff\\\\x0ab'
     """
     text = raw.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode()) for c in text)
 
 

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn, Self
 
 from mkmeta.errors import MkmetaError
+from mkmeta.linux.process import die_with_parent, ending_signals_held, release_ending_signals
 
 
 def available_processors() -> int:
@@ -27,11 +28,12 @@ class Worker:
     """A worker process as its parent sees it."""
 
     def __init__(self, main: Callable[[Connection], None], others: list[Worker]) -> None:
+        """Fork inside `ending_signals_held`."""
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
         self.tasks = 0  # outstanding, kept by the pool's user
         inherited = [self.connection, *(other.connection for other in others)]
-        self._process = context.Process(target=_run, args=(main, theirs, inherited), daemon=True)
+        self._process = context.Process(target=_run, args=(main, theirs, inherited, os.getpid()), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -71,8 +73,9 @@ class WorkerPool:
         """`main` runs in each worker with its end of the pipe, and returns when that is closed."""
         self.workers: list[Worker] = []
         try:
-            for _ in range(count):
-                self.workers.append(Worker(main, self.workers))
+            with ending_signals_held():
+                for _ in range(count):
+                    self.workers.append(Worker(main, self.workers))
         except BaseException:
             self.__exit__()
             raise
@@ -98,9 +101,12 @@ def messages(connection: Connection) -> Iterator[Any]:
             yield connection.recv()
 
 
-def _run(main: Callable[[Connection], None], connection: Connection, inherited: list[Connection]) -> None:
+def _run(main: Callable[[Connection], None], connection: Connection, inherited: list[Connection], parent: int) -> None:
+    die_with_parent(parent)  # at once, not when it next looks at the pipe: what it holds open is locked
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    release_ending_signals()
     for other in inherited:
         other.close()
     gc.disable()  # workers make no reference cycles to speak of, but many lists that would be looked through

@@ -215,7 +215,7 @@ def _summary(report: ScanReport, seconds: float) -> list[str]:
         f"recorded   {report.entries} entries in {seconds:.1f} s ({report.entries / max(seconds, 1e-3):.0f}/s)",
         f"           {counts.dirs} directories, {counts.files} files ({human_bytes(counts.bytes)}), "
         f"{counts.symlinks} symlinks, {counts.others} devices, fifos and sockets",
-        f"skeleton   {counts.skeleton} directories that show the volume as well",
+        f"skeleton   {counts.skeleton} directories above them, the root included, that show the volume as well",
     ]
     remarks = (
         (counts.hidden, "names hidden by --hide: invisible through the mount where their directory is recorded"),

@@ -50,6 +50,8 @@ from mkmeta.model import (
 OBJECT_SIZE_MAX: Final = 64 << 20
 LINK_PAGE_ROWS: Final = 4096  # FORMAT: rows of every link page but the last
 
+Where = str | tuple[str, bytes]  # an object, or an entry of one: put into words only when something is wrong with it
+
 _COMMON = 6  # fields every entry has
 _FIELDS_BY_TYPE = {
     stat.S_IFREG: 3,
@@ -243,7 +245,7 @@ def _decode_entry(row: object, where: str) -> Entry:
         _fail(where, "an entry is not an array of six or more")
     name = row[0]
     check_name(name, where)
-    at = f"{where}: '{printable(name)}'"
+    at = (where, name)
     mode = _mode(row[1], at)
     uid = _integer(row[2], 0, ID_MAX, "uid", at)
     gid = _integer(row[3], 0, ID_MAX, "gid", at)
@@ -294,7 +296,7 @@ def _decode_entry(row: object, where: str) -> Entry:
     return Entry(name, node)
 
 
-def check_name(name: object, where: str) -> None:
+def check_name(name: object, where: Where) -> None:
     """Raises FormatError unless `name` can be the name of a directory entry."""
     if type(name) is not bytes:
         _fail(where, "a name that is not bytes")
@@ -312,30 +314,30 @@ def _path(path: object, where: str) -> bytes:
     return path
 
 
-def _mode(mode: object, where: str) -> int:
+def _mode(mode: object, where: Where) -> int:
     value = _integer(mode, 0, 0o177777, "mode", where)
     if stat.S_IFMT(value) not in _FIELDS_BY_TYPE:
         _fail(where, f"bad mode {value:o}: no file type")
     return value
 
 
-def _time(sec: object, nsec: object, where: str) -> int:
+def _time(sec: object, nsec: object, where: Where) -> int:
     return _integer(sec, -(2**63), 2**63 - 1, "mtime", where) * NS + _integer(nsec, 0, NS - 1, "mtime_nsec", where)
 
 
-def _integer(value: object, low: int, high: int, what: str, where: str) -> int:
+def _integer(value: object, low: int, high: int, what: str, where: Where) -> int:
     if type(value) is not int or not low <= value <= high:
         _fail(where, f"bad {what}")
     return value
 
 
-def _digest(value: object, what: str, where: str) -> bytes:
+def _digest(value: object, what: str, where: Where) -> bytes:
     if type(value) is not bytes or len(value) != DIGEST_SIZE:
         _fail(where, f"bad {what}")
     return value
 
 
-def _xattrs(value: object, where: str) -> Xattrs:
+def _xattrs(value: object, where: Where) -> Xattrs:
     if type(value) is not list or not value or len(value) % 2 or len(value) > 2 * XATTR_COUNT_MAX:
         _fail(where, "bad list of xattrs")
     pairs = []
@@ -369,5 +371,6 @@ def xattr_problem(name: bytes) -> str | None:
     return None
 
 
-def _fail(where: str, reason: str) -> NoReturn:
-    raise FormatError(f"{where}: {reason}")
+def _fail(where: Where, reason: str) -> NoReturn:
+    place = where if isinstance(where, str) else f"{where[0]}: '{printable(where[1])}'"
+    raise FormatError(f"{place}: {reason}")

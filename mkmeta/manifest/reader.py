@@ -262,9 +262,10 @@ class ManifestReader:
         previous = b""
         for number in range((self._footer.objects + _PAGE_ROWS - 1) // _PAGE_ROWS):
             page = self._read_table_page(number)
-            if page[:DIGEST_SIZE] <= previous:
+            ids = [previous, *(page[at : at + DIGEST_SIZE] for at in range(0, len(page), OBJECT_ROW.size))]
+            if any(a >= b for a, b in pairwise(ids)):
                 raise FormatError("object table: not sorted")
-            previous = page[-OBJECT_ROW.size :][:DIGEST_SIZE]
+            previous = ids[-1]
 
     # --- below: from IDs and places to bytes ---
 
@@ -301,15 +302,8 @@ class ManifestReader:
 
     def _read_table_page(self, number: int) -> bytes:
         rows = min(_PAGE_ROWS, self._footer.objects - number * _PAGE_ROWS)
-        data = self._pread(
-            rows * OBJECT_ROW.size,
-            self._footer.object_table + number * _PAGE_ROWS * OBJECT_ROW.size,
-            "object table",
-        )
-        ids = [data[at : at + DIGEST_SIZE] for at in range(0, len(data), OBJECT_ROW.size)]
-        if any(a >= b for a, b in pairwise(ids)):
-            raise FormatError("object table: not sorted")
-        return data
+        offset = self._footer.object_table + number * _PAGE_ROWS * OBJECT_ROW.size
+        return self._pread(rows * OBJECT_ROW.size, offset, "object table")
 
     def _read(self, place: Location, where: str) -> bytes:
         """The bytes at a place, from the cached frame if there is one."""
