@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from operator import add
 from typing import Final, NamedTuple, TypeVar
@@ -82,8 +82,8 @@ class Counts(NamedTuple):
     nfs4_acl: int = 0  # entries with an NFSv4 ACL, which is not recorded
     dropped_xattrs: int = 0  # left out by --drop-xattr
 
-    def plus(self, other: Counts) -> Counts:
-        """The sums."""
+    def plus(self, other: Iterable[int]) -> Counts:
+        """The sums with what another Counts, or a plain tuple of its fields, holds."""
         return Counts(*map(add, self, other))
 
 
@@ -120,10 +120,10 @@ class Listing:
     tail: bytes = b""  # the rest of it, after the number of entries
     tally: Tally = field(default_factory=Tally)
 
-    def counts(self, kind: DirectoryKind | None) -> Counts:
-        """The counts of this listing, which was of a directory of this kind or, None, a large file."""
+    def counts(self, kind: DirectoryKind | None) -> tuple[int, ...]:
+        """The fields of Counts for this listing, which was of a directory of this kind or, None, a large file."""
         tally = self.tally
-        return Counts(
+        return (
             kind is DirectoryKind.OPAQUE,
             0,
             self.entries - tally.symlinks - tally.others,
@@ -426,7 +426,7 @@ def _twice(read: Callable[[], _T]) -> _T:
 
 
 def _add_piece(rows: list[list[object]], listing: Listing) -> None:
-    listing.pieces.append(b"".join(map(pack, rows)))
+    listing.pieces.append(pack(rows)[len(array_header(len(rows))) :])
     listing.entries += len(rows)
 
 

@@ -244,10 +244,10 @@ class _Assembly:
 
     def _receive(self, worker: Worker) -> None:
         report: Report = worker.receive()
-        worker.tasks -= len(report.results)
+        worker.tasks -= len(report.complete) + len(report.partial) + len(report.problems)
         self._lanes[worker] = report.lanes
         self._matched |= report.matched
-        for result in report.results:
+        for result in report.results():
             place = self._places.pop(result.task)
             if place.subtree is not None and place.subtree.failed:
                 continue
@@ -267,7 +267,7 @@ class _Assembly:
                     self._give_up(place, result)
 
     def _note(
-        self, place: _Place, counts: Counts, links: list[tuple[int, bytes, bytes]], *, in_parent: bool = False
+        self, place: _Place, counts: tuple[int, ...], links: list[tuple[int, bytes, bytes]], *, in_parent: bool = False
     ) -> None:
         """Keeps a listing's counts and names of linked inodes; those of a subtree count once it is complete."""
         if self._observer is not None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import threading
 import traceback
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mkmeta.codec.facts import encode_columns
 from mkmeta.codec.objects import OBJECT_SIZE_MAX
@@ -20,7 +21,7 @@ from mkmeta.digest import ObjectId, ObjectKind
 from mkmeta.linux.syscalls import CLONE_FS, unshare
 from mkmeta.model import DirectoryKind
 from mkmeta.scanner.governor import LANES_MAX, Governor
-from mkmeta.scanner.listing import Child, Counts, DirectoryReader, ScanRules, Unfaithful
+from mkmeta.scanner.listing import Child, DirectoryReader, ScanRules, Unfaithful
 from mkmeta.scanner.pattern import State
 from mkmeta.workers import messages
 
@@ -49,7 +50,7 @@ class Complete(NamedTuple):
     head: bytes
     tail: bytes
     links: list[tuple[int, bytes, bytes]]
-    counts: Counts
+    counts: tuple[int, ...]  # fields of Counts
 
 
 class Partial(NamedTuple):
@@ -66,7 +67,7 @@ class Partial(NamedTuple):
     left_out: list[tuple[bytes, str]]
     head: bytes
     tail: bytes
-    counts: Counts
+    counts: tuple[int, ...]  # fields of Counts
 
 
 class Problem(NamedTuple):
@@ -82,11 +83,19 @@ Result = Complete | Partial | Problem
 
 
 class Report(NamedTuple):
-    """One message of a worker."""
+    """One message of a worker. The results are plain tuples, which are several times as fast to send."""
 
-    results: list[Result]
+    complete: list[tuple[Any, ...]]
+    partial: list[tuple[Any, ...]]
+    problems: list[tuple[Any, ...]]
     matched: set[int]  # patterns, all seen so far
     lanes: int
+
+    def results(self) -> Iterator[Result]:
+        """The results as what they are."""
+        yield from map(Complete._make, self.complete)
+        yield from map(Partial._make, self.partial)
+        yield from map(Problem._make, self.problems)
 
 
 def run_worker(connection: Connection, rules: ScanRules) -> None:
@@ -172,7 +181,9 @@ class _Crew:
 
     def _flush(self) -> None:
         if self._outbox:
-            self._connection.send(Report(self._outbox, self._matched, self._governor.lanes))
+            kinds = (Complete, Partial, Problem)
+            complete, partial, problems = ([tuple(r) for r in self._outbox if type(r) is kind] for kind in kinds)
+            self._connection.send(Report(complete, partial, problems, self._matched, self._governor.lanes))
             self._outbox = []
             self._outbox_bytes = 0
 

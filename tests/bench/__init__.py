@@ -1,0 +1,1 @@
+"""Benchmarks: figures to compare, never tests that time decides. `python -m tests.bench --help`."""

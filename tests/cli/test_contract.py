@@ -1,0 +1,113 @@
+"""What scripts rely on: formats/cli.md says it, this holds the program to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mkmeta.__main__ import main
+from mkmeta.errors import ExitCode
+
+PAGE = Path(__file__).parents[2] / "formats" / "cli.md"
+VERBS = ("scan", "build", "show", "ls", "dump")
+
+
+def tables() -> list[list[list[str]]]:
+    """The rows of each table of the page, cells stripped, heads left out."""
+    found: list[list[list[str]]] = []
+    for block in PAGE.read_text().split("\n\n"):
+        lines = block.strip().splitlines()
+        if len(lines) > 2 and set(lines[1]) <= set("|-"):
+            found.append([[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]])
+    return found
+
+
+def test_exit_codes_are_those_of_the_page() -> None:
+    assert {(int(code), name) for code, name, _ in tables()[0]} == {(int(code), code.name) for code in ExitCode}
+
+
+def documented() -> dict[tuple[str, str], set[str]]:
+    """Keys by (message type, verb)."""
+    return {
+        (kind.strip("`"), verb): set(re.findall(r"`(\w+)`", keys))
+        for kind, verbs, keys in tables()[1]
+        for verb in (VERBS if verbs == "all" else verbs.split(", "))
+    }
+
+
+@pytest.mark.needs("user xattrs")
+def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    volume, manifest = tmp_path / "volume", tmp_path / "sw.mkm"
+    for name in ("good/file", "good/\udcff", "bad/file"):
+        (volume / name).parent.mkdir(parents=True, exist_ok=True)
+        (volume / name).write_text("x")
+    (volume / "good/link").symlink_to("file")
+    os.link(volume / "good/file", volume / "good/same")
+    os.setxattr(volume / "good/file", "user.x", b"1")
+    os.setxattr(volume / "bad/file", "user.overlay.opaque", b"y")
+    layer = str(tmp_path / "layer")
+    calls = [
+        ["scan", str(volume), "--select", "*", "--select", "no", "-o", str(manifest)],
+        ["build", str(manifest), layer, "--userxattr"],
+        ["build", str(manifest), layer, "--userxattr", "--swap"],
+        ["show", str(manifest)],
+        ["ls", str(manifest), "-R"],
+        ["dump", str(manifest)],
+        ["build", str(manifest), layer],
+        ["ls", str(manifest), "no"],
+    ]
+    seen: set[tuple[str, str]] = set()
+    for call in calls:
+        code = main([*call, "--json"])
+        for line in capsys.readouterr().out.splitlines():
+            message = json.loads(line)
+            kind = message.pop("message_type")
+            keys = {key.removesuffix("_b64") for key in message}
+            assert keys <= documented()[kind, call[0]], (kind, call)
+            seen.add((kind, call[0]))
+        assert (kind == "exit_error") == (code not in (0, 3))
+    expected = {pair for pair in documented() if pair[0] != "exit_error"} | {
+        ("exit_error", "ls"),
+        ("exit_error", "build"),
+    }
+    assert seen == expected
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_examples_and_exit_codes(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([verb, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert f"mkmeta {verb} " in text.partition("examples:")[2]
+    assert "exit codes:" in text
+
+
+def test_readme_names_every_verb() -> None:
+    text = PAGE.parents[1].joinpath("README.md").read_text()
+    assert [verb for verb in VERBS if f"| `{verb}` |" not in text] == []
+
+
+def test_a_pipe_that_closes_early_is_no_error_message(tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    for number in range(3000):
+        (tmp_path / "volume" / f"file{number}").touch()
+    assert main(["scan", str(tmp_path / "volume"), "-o", str(tmp_path / "sw.mkm"), "-q"]) == 0
+    for verb in ("ls", "dump"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mkmeta", verb, str(tmp_path / "sw.mkm")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        process.stderr.close()
+        process.wait()

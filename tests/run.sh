@@ -1,0 +1,16 @@
+#!/bin/sh
+# All checks and tests, in a virtual environment of their own. Arguments go to pytest: `tests/run.sh -m slow`, `-k build`.
+set -eu
+. "$(dirname "$0")/../.ci/environment"
+environment "[dev]"
+# Tests make and remove very many files: in memory where there is room. What is about one filesystem mounts that itself.
+if [ "$(stat -f -c %T /dev/shm 2>/dev/null)" = tmpfs ] && [ "$(df --output=avail /dev/shm | tail -n 1)" -gt 4000000 ]; then
+    TMPDIR=$(mktemp -d /dev/shm/mkmeta-tests-XXXXXX)
+    export TMPDIR
+    trap 'rm -rf "$TMPDIR"' EXIT
+fi
+ruff format --check --quiet .
+ruff check --quiet .
+mypy
+lint-imports >/dev/null || lint-imports
+pytest "$@"
