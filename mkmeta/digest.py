@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from enum import Enum
 from typing import NewType
 
@@ -20,6 +21,7 @@ ObjectId = NewType("ObjectId", bytes)  # BLAKE3 of an object's canonical bytes, 
 DIGEST_SIZE = 32  # bytes, of each of the three
 
 VERITY_BLOCK_SIZE = 4096  # bytes; FORMAT: the only block size overlayfs layers are verified with everywhere
+VERITY_HASHES_PER_BLOCK = VERITY_BLOCK_SIZE // DIGEST_SIZE
 # struct fsverity_descriptor (include/uapi/linux/fsverity.h): version, hash_algorithm, log_blocksize, salt_size,
 # reserved, data_size, root_hash[64], salt[32], reserved[144]
 _DESCRIPTOR = struct.Struct("<BBBBIQ64s32s144x")
@@ -92,10 +94,25 @@ class VerityHasher:
             self._levels[level + 1] += hashlib.sha256(block).digest()
             level += 1
             self._fold(level)
-        root_hash = bytes(self._levels[level]) if self._size else bytes(DIGEST_SIZE)
-        log_block_size = VERITY_BLOCK_SIZE.bit_length() - 1
-        descriptor = _DESCRIPTOR.pack(1, _SHA256, log_block_size, 0, 0, self._size, root_hash, b"")
-        return VerityDigest(hashlib.sha256(descriptor).digest())
+        return _descriptor_digest(bytes(self._levels[level]) if self._size else bytes(DIGEST_SIZE), self._size)
+
+
+def verity_digest_of_blocks(blocks: Sequence[memoryview], size: int) -> VerityDigest:
+    """The fs-verity digest of `size` bytes in 1 to 128 whole blocks, the last filled up with zeros.
+
+    One level of hashes: what VerityHasher would say, in less time for a small file.
+    """
+    sha256 = hashlib.sha256
+    hashes = b"".join([sha256(block).digest() for block in blocks])
+    if len(blocks) > 1:
+        hashes = sha256(hashes.ljust(VERITY_BLOCK_SIZE, b"\0")).digest()
+    return _descriptor_digest(hashes, size)
+
+
+def _descriptor_digest(root_hash: bytes, size: int) -> VerityDigest:
+    log_block_size = VERITY_BLOCK_SIZE.bit_length() - 1
+    descriptor = _DESCRIPTOR.pack(1, _SHA256, log_block_size, 0, 0, size, root_hash, b"")
+    return VerityDigest(hashlib.sha256(descriptor).digest())
 
 
 def verity_digest(content: bytes | memoryview) -> VerityDigest:

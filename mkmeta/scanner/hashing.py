@@ -9,10 +9,19 @@ from typing import Final
 
 from blake3 import blake3
 
-from mkmeta.digest import VERITY_BLOCK_SIZE, ContentDigest, VerityDigest, VerityHasher, verity_digest
+from mkmeta.digest import (
+    VERITY_BLOCK_SIZE,
+    VERITY_HASHES_PER_BLOCK,
+    ContentDigest,
+    VerityDigest,
+    VerityHasher,
+    verity_digest,
+    verity_digest_of_blocks,
+)
 from mkmeta.model import DigestName
 
-_BUFFER_SIZE: Final = 64 * VERITY_BLOCK_SIZE  # bytes read at once: fits the second-level cache with room to spare
+_BLOCKS: Final = VERITY_HASHES_PER_BLOCK  # read at once: files up to this size, most of all, have one level of hashes
+_BUFFER_SIZE: Final = _BLOCKS * VERITY_BLOCK_SIZE  # bytes
 
 _one_at_a_time = threading.Lock()  # threads that hash by turns are slowed down less than by fighting for the GIL
 
@@ -26,18 +35,43 @@ class ContentHasher:
         self.blake3 = DigestName.BLAKE3 in wanted
         self.verity = DigestName.VERITY in wanted
         self.enabled = self.blake3 or self.verity
-        self._buffer = memoryview(bytearray(_BUFFER_SIZE))
+        self._buffer = memoryview(bytearray(_BUFFER_SIZE if self.enabled else 0))
+        self._blocks = [
+            self._buffer[start : start + VERITY_BLOCK_SIZE] for start in range(0, len(self._buffer), VERITY_BLOCK_SIZE)
+        ]
         self.of_nothing: Digests = (
             ContentDigest(blake3().digest()) if self.blake3 else None,
             verity_digest(b"") if self.verity else None,
         )
 
-    def digest(self, fd: int) -> tuple[int, Digests]:
-        """How many bytes the file had and their digests. Raises OSError as read(2) does."""
+    def digest(self, fd: int, size: int) -> tuple[int, Digests]:
+        """How many bytes the file had and their digests; `size`, not 0, is what it should have.
+
+        Raises OSError as read(2) does.
+        """
+        filled = os.readv(fd, (self._buffer,))
+        if filled == size < _BUFFER_SIZE:  # all there: no need to ask whether there is more, its times would tell
+            with _one_at_a_time:
+                return size, self._digest_buffer(size)
+        return self._digest_long(fd, filled)
+
+    def _digest_buffer(self, size: int) -> Digests:
+        """The digests of the first `size` bytes of the buffer."""
+        content = ContentDigest(blake3(self._buffer[:size]).digest()) if self.blake3 else None
+        if not self.verity:
+            return content, None
+        blocks, tail = divmod(size, VERITY_BLOCK_SIZE)
+        if tail:
+            self._blocks[blocks][tail:] = bytes(VERITY_BLOCK_SIZE - tail)
+            blocks += 1
+        return content, verity_digest_of_blocks(self._blocks[:blocks], size)
+
+    def _digest_long(self, fd: int, filled: int) -> tuple[int, Digests]:
+        """The digests of a file of any size, of which `filled` bytes are in the buffer."""
         content = blake3() if self.blake3 else None
         verity = VerityHasher() if self.verity else None
         total = 0
-        while filled := self._fill(fd):
+        while filled := self._fill(fd, filled):
             piece = self._buffer[:filled]
             total += filled
             with _one_at_a_time:
@@ -47,16 +81,16 @@ class ContentHasher:
                     verity.update(piece)
             if filled < _BUFFER_SIZE:
                 break
+            filled = 0
         return total, (
             ContentDigest(content.digest()) if content is not None else None,
             verity.digest() if verity is not None else None,
         )
 
-    def _fill(self, fd: int) -> int:
+    def _fill(self, fd: int, filled: int) -> int:
         """Reads until the buffer is full or the file ends: only the last piece may end inside a block."""
-        filled = 0
         while filled < _BUFFER_SIZE:
-            count = os.readv(fd, [self._buffer[filled:]])
+            count = os.readv(fd, (self._buffer[filled:],))
             if not count:
                 break
             filled += count

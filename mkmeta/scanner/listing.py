@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import stat
-import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from operator import add
@@ -162,11 +161,8 @@ class DirectoryReader:
     def __init__(self, rules: ScanRules) -> None:
         self._rules = rules
         self._hasher = ContentHasher(rules.digests)
-        self._hash_seconds = 0.0
         self._drop_start = rules.drop_xattrs.start()
         self.matched: set[int] = set()  # selection patterns seen to match
-        self.requests = 1  # made for the last directory, about
-        self.seconds_per_request = 0.0  # what the filesystem took to answer them
 
     def read_directory(self, path: bytes, kind: DirectoryKind, select: State, hide: State) -> Listing:
         """The directory at `path`. Raises Unfaithful."""
@@ -178,8 +174,6 @@ class DirectoryReader:
 
     def _read_directory(self, path: bytes, kind: DirectoryKind, select: State, hide: State) -> Listing:
         listing = Listing()
-        started = time.perf_counter()
-        self._hash_seconds = 0.0
         fd = self._enter(path)
         try:
             before = os.fstat(fd)
@@ -194,12 +188,10 @@ class DirectoryReader:
             else:
                 self._read_opaque(prefix, sorted(names), select, hide, listing)
             self._describe(path, before, kind, listing)
-            if kind is DirectoryKind.OPAQUE and _state(os.fstat(fd)) != _state(before):
+            if kind is DirectoryKind.OPAQUE and not _same(os.fstat(fd), before):
                 raise _Changed(path)
         finally:
             os.close(fd)
-        self.requests = len(listing.inodes) + 3
-        self.seconds_per_request = (time.perf_counter() - started - self._hash_seconds) / self.requests
         return listing
 
     def _read_file(self, path: bytes) -> Listing:
@@ -334,7 +326,7 @@ class DirectoryReader:
         xattrs = self._xattrs(prefix, name, listing.tally)
         if xattrs:
             row.append(xattrs)
-            if _state(_lstat(prefix, name)) != _state(seen):
+            if not _same(_lstat(prefix, name), seen):
                 raise _Changed(prefix + name)
         if seen.st_nlink > 1:
             fingerprint = blake3(b"".join(map(pack, row[1:]))).digest(FINGERPRINT_BYTES)
@@ -353,17 +345,14 @@ class DirectoryReader:
         try:
             fd = self._rules.open_content(name)
             try:
-                if _state(os.fstat(fd)) != _state(seen):
-                    raise _Changed(prefix + name)
-                started = time.perf_counter()
-                size, digests = self._hasher.digest(fd)
-                self._hash_seconds += time.perf_counter() - started
-                if size != seen.st_size or _state(os.fstat(fd)) != _state(seen):
-                    raise _Changed(prefix + name)
+                size, digests = self._hasher.digest(fd, seen.st_size)
+                after = os.fstat(fd)
             finally:
                 os.close(fd)
         except OSError as error:
             raise _failure(prefix + name, error) from None
+        if size != seen.st_size or not _same(after, seen):
+            raise _Changed(prefix + name)
         return digests
 
     def _describe(self, path: bytes, own: os.stat_result, kind: DirectoryKind, listing: Listing) -> None:
@@ -430,9 +419,14 @@ def _add_piece(rows: list[list[object]], listing: Listing) -> None:
     listing.entries += len(rows)
 
 
-def _state(seen: os.stat_result) -> tuple[int, int, int, int]:
-    """What differs between two looks at an inode when something was done to it."""
-    return seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
+def _same(seen: os.stat_result, before: os.stat_result) -> bool:
+    """Whether two looks at a name, or at what it named, found the same inode with nothing done to it in between."""
+    return (
+        seen.st_ctime_ns == before.st_ctime_ns
+        and seen.st_mtime_ns == before.st_mtime_ns
+        and seen.st_size == before.st_size
+        and seen.st_ino == before.st_ino
+    )
 
 
 def _listdir(path: bytes) -> set[bytes]:

@@ -18,6 +18,7 @@ from mkmeta.codec.facts import encode_columns
 from mkmeta.codec.objects import OBJECT_SIZE_MAX
 from mkmeta.codec.packing import array_header
 from mkmeta.digest import ObjectId, ObjectKind
+from mkmeta.linux.schedstat import WaitClock
 from mkmeta.linux.syscalls import CLONE_FS, unshare
 from mkmeta.model import DirectoryKind
 from mkmeta.scanner.governor import LANES_MAX, Governor
@@ -124,9 +125,6 @@ class _Crew:
         """Queues tasks and sees to it that lanes are running."""
         for task in tasks:
             self._tasks.put(task)
-        with self._lock:
-            if not self._running:
-                self._governor.restart()
         self._start_lanes()
 
     def _start_lanes(self) -> None:
@@ -154,7 +152,11 @@ class _Crew:
                 if self._running > 1:
                     self._running -= 1
                     return
-        reader = DirectoryReader(self._rules)
+        with WaitClock() as clock:
+            self._run(DirectoryReader(self._rules), clock)
+
+    def _run(self, reader: DirectoryReader, clock: WaitClock) -> None:
+        """Performs tasks until there are none, or fewer lanes are wanted."""
         while True:
             try:
                 task = self._tasks.get_nowait()
@@ -165,18 +167,23 @@ class _Crew:
                         self._running -= 1
                         return
                 continue
+            alone = self._running == 1 and self._governor.looking
+            before = clock.read() if alone else (0.0, 0.0)
             result = _perform(reader, task)
             with self._lock:
+                if alone and self._running == 1:
+                    after = clock.read()
+                    self._governor.count(after[0] - before[0], after[1] - before[1])
                 self._matched |= reader.matched
                 self._outbox.append(result)
                 self._outbox_bytes += _weight(result)
                 if self._outbox_bytes >= _OUTBOX_BYTES:
                     self._flush()
-                self._governor.count(reader.requests, reader.seconds_per_request)
-                if self._running > self._governor.lanes:
+                wanted = self._governor.lanes
+                if self._running > wanted:
                     self._running -= 1
                     return
-            if self._running < self._governor.lanes:
+            if self._running < wanted:
                 self._start_lanes()
 
     def _flush(self) -> None:

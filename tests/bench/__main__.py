@@ -15,7 +15,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from mkmeta.manifest.reader import ManifestReader
@@ -31,19 +30,22 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=350_000)
     parser.add_argument("--bytes", type=int, default=5_000_000_000)
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"))
+    parser.add_argument("--layers", type=Path, help="where layers and copies are written (default: --dir)")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     work = args.dir / "mkmeta-bench"
     tree = _tree(work, args.files, args.bytes)
     small = _tree(work, args.files // 4, args.bytes // 4)
+    layers = (args.layers or args.dir) / "mkmeta-bench"
+    layers.mkdir(exist_ok=True)
     manifest = work / "both.mkm"
     result: dict[str, object] = {
         "files": args.files,
         "bytes": args.bytes,
-        "machine": _machine(args.dir),
+        "machine": _machine(args.dir, layers),
         "scan": _scan(tree, manifest, args.rounds),
-        "build": _build(tree, manifest, work, args.rounds),
-        "memory": _memory(tree, small, work),
+        "build": _build(tree, manifest, layers, args.rounds),
+        "memory": _memory(tree, small, layers),
         "manifest": _manifest(manifest),
     }
     print(json.dumps(result, indent=1))
@@ -137,20 +139,20 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _machine(directory: Path) -> dict[str, object]:
+def _machine(directory: Path, layers: Path) -> dict[str, object]:
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if "model name" in line
     ]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    filesystem: Sequence[str] = ["stat", "-f", "-c", "%T", str(directory)]
+    filesystem = ["stat", "-f", "-c", "%T", str(directory), str(layers)]
     return {
         "processors": _processors(),
         "model": model[0] if model else "unknown",
         "memory": memory,
         "kernel": os.uname().release,
-        "filesystem": subprocess.run(filesystem, check=True, capture_output=True, text=True).stdout.strip(),
+        "filesystems": subprocess.run(filesystem, check=True, capture_output=True, text=True).stdout.split(),
         "python": sys.version.split()[0],
         "load": os.getloadavg()[0],
     }
