@@ -6,9 +6,10 @@ import argparse
 import sys
 import time
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _INTERVAL: Final = 0.2  # seconds between two updates: more is flicker
 
@@ -22,16 +23,7 @@ class ProgressLine:
     def __init__(self, args: argparse.Namespace, what: str, total: int | None = None) -> None:
         """`total`: the number of entries to come, if it is known; then there is a bar and a time to wait."""
         self.visible = sys.stderr.isatty() and not args.quiet and not args.json
-        tqdm.monitor_interval = 0  # no thread: worker processes are forked
-        self._bar = tqdm(
-            desc=what,
-            total=total,
-            unit=" entries",
-            unit_scale=True,
-            disable=not self.visible,
-            leave=False,
-            dynamic_ncols=True,
-        )
+        self._bar = _bar(what, total) if self.visible else None
         self._next = 0.0
 
     def __enter__(self) -> Self:
@@ -40,13 +32,21 @@ class ProgressLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def update(self, done: int, details: str = "") -> None:
         """Shows that `done` entries are done; called as often as one likes."""
         now = time.monotonic()
-        if not self.visible or now < self._next:
+        if self._bar is None or now < self._next:
             return
         self._next = now + _INTERVAL
         self._bar.set_postfix_str(details, refresh=False)
         self._bar.update(done - self._bar.n)
+
+
+def _bar(what: str, total: int | None) -> tqdm[NoReturn]:
+    from tqdm import tqdm  # imported when there is something to see: it takes a fifth of the program's start
+
+    tqdm.monitor_interval = 0  # no thread: worker processes are forked
+    return tqdm(desc=what, total=total, unit=" entries", unit_scale=True, leave=False, dynamic_ncols=True)

@@ -86,7 +86,8 @@ def _page(reader: ManifestReader, checked: bool, rows: int | None) -> Iterator[s
     yield f"entries    {root.directory.entries:,}"
     for name, count in islice(info.counts.items(), rows):
         shown = f"{count:,} ({human_bytes(count)})" if name == "bytes" else f"{count:,}"
-        yield f"  {printable(name.encode()):<10} {shown}"
+        if count:
+            yield f"  {printable(name.encode()):<14} {shown}"
     yield f"hard links {'yes' if root.links else 'none'}"
     yield f"facts      {'yes: the next scan can build on it' if reader.facts_place else 'none'}"
     if checked:

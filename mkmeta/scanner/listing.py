@@ -198,10 +198,10 @@ class DirectoryReader:
         listing = Listing()
         parent, slash, name = path.rpartition(b"/")
         os.close(self._enter(parent))
-        seen = _lstat(parent + slash, name)
+        (seen,), (xattr_names,) = _look(parent + slash, [name]), _list_xattrs(parent + slash, [name])
         if not stat.S_ISREG(seen.st_mode):
             raise _Changed(path)
-        listing.pieces = [pack(self._row(parent + slash, name, seen, listing))]
+        listing.pieces = [pack(self._row(parent + slash, name, seen, xattr_names, listing))]
         listing.entries = 1
         return listing
 
@@ -218,38 +218,47 @@ class DirectoryReader:
 
     def _read_opaque(self, prefix: bytes, names: list[bytes], select: State, hide: State, listing: Listing) -> None:
         """Everything in a directory of a subtree. `select` only serves to see which patterns match."""
-        tally, inodes, change_times = listing.tally, listing.inodes, listing.change_times
-        below_select, below_hide = NOWHERE, NOWHERE
+        names = self._lasting(prefix, names, listing.tally)
+        below_hide = dict.fromkeys(names, NOWHERE)
+        if hide:
+            names, below_hide = self._visible(names, hide, listing.tally)
+        looks = _look(prefix, names)  # all of one kind of call after the other: half the time of taking turns
+        xattrs = _list_xattrs(prefix, names)
         crowded = bool(self._rules.mount_points) or len(prefix) > PATH_LIMIT - NAME_MAX
         large = LARGE_FILE if self._hasher.enabled else SIZE_MAX
         rows: list[list[object]] = []
-        for name in names:
-            if hide:
-                below_hide, hidden = self._rules.hide.advance(hide, name)
-                if hidden:
-                    tally.hidden += 1
-                    continue
-            if select:
-                below_select = self._advance_inside(select, name)
-            try:
-                seen = os.lstat(name)
-            except OSError as error:
-                raise _failure(prefix + name, error) from None
-            mode = seen.st_mode
-            if name[0] == _DOT and _is_transient(name, mode, tally):
-                continue
+        for position, (name, seen, xattr_names) in enumerate(zip(names, looks, xattrs, strict=True)):
+            below_select = self._advance_inside(select, name) if select else NOWHERE
             if crowded:
                 self._check_place(prefix + name)
+            mode = seen.st_mode
             if stat.S_ISDIR(mode) or (seen.st_size > large and stat.S_ISREG(mode)):
                 kind = DirectoryKind.OPAQUE if stat.S_ISDIR(mode) else None
-                listing.children.append(Child(name, kind, below_select, below_hide, len(inodes)))
+                listing.children.append(Child(name, kind, below_select, below_hide[name], position))
                 _add_piece(rows, listing)
                 rows = []
             else:
-                rows.append(self._row(prefix, name, seen, listing))
-            inodes.append(seen.st_ino)
-            change_times.append(seen.st_ctime_ns)
+                rows.append(self._row(prefix, name, seen, xattr_names, listing))
         _add_piece(rows, listing)
+        listing.inodes = [seen.st_ino for seen in looks]
+        listing.change_times = [seen.st_ctime_ns for seen in looks]
+
+    def _lasting(self, prefix: bytes, names: list[bytes], tally: Tally) -> list[bytes]:
+        """The names without those that server and client make up and take away."""
+        dotted = [name for name in names if name[0] == _DOT]
+        transient = {name for name in dotted if _is_transient(prefix, name, tally)}
+        return [name for name in names if name not in transient] if transient else names
+
+    def _visible(self, names: list[bytes], hide: State, tally: Tally) -> tuple[list[bytes], dict[bytes, State]]:
+        """The names that are not to be hidden, and how far the patterns are that hide what is below them."""
+        below = {}
+        for name in names:
+            state, hidden = self._rules.hide.advance(hide, name)
+            if hidden:
+                tally.hidden += 1
+            else:
+                below[name] = state
+        return list(below), below
 
     def _advance_inside(self, select: State, name: bytes) -> State:
         """Follows patterns inside a subtree, where only those that have matched nothing yet are of interest."""
@@ -262,18 +271,18 @@ class DirectoryReader:
         below_hide = NOWHERE
         rows: list[list[object]] = []
         for name in names:
+            below_select, matched = self._rules.select.advance(select, name)
+            if not matched and not below_select:
+                continue
             if hide:
                 below_hide, hidden = self._rules.hide.advance(hide, name)
                 if hidden:
                     listing.tally.hidden += 1
                     continue
-            below_select, matched = self._rules.select.advance(select, name)
-            if not matched and not below_select:
-                continue
             try:
-                seen = _lstat(prefix, name)
+                (seen,) = _look(prefix, [name])
                 is_directory = stat.S_ISDIR(seen.st_mode)
-                if _is_transient(name, seen.st_mode, listing.tally) or not (matched or is_directory):
+                if not (matched or is_directory) or (name[0] == _DOT and _is_transient(prefix, name, listing.tally)):
                     continue
                 self.matched.update(matched)
                 self._check_place(prefix + name)
@@ -283,7 +292,7 @@ class DirectoryReader:
                     _add_piece(rows, listing)
                     rows = []
                 else:
-                    rows.append(self._row_once_more(prefix, name, seen, listing))
+                    rows.append(self._row_once_more(prefix, name, listing))
             except Unfaithful as problem:
                 listing.left_out.append((problem.path, problem.why))
                 continue
@@ -293,11 +302,12 @@ class DirectoryReader:
             listing.change_times.append(seen.st_ctime_ns)
         _add_piece(rows, listing)
 
-    def _row_once_more(self, prefix: bytes, name: bytes, seen: os.stat_result, listing: Listing) -> list[object]:
-        try:
-            return self._row(prefix, name, seen, listing)
-        except _Changed:
-            return _twice(lambda: self._row(prefix, name, _lstat(prefix, name), listing))
+    def _row_once_more(self, prefix: bytes, name: bytes, listing: Listing) -> list[object]:
+        def row() -> list[object]:
+            (seen,), (xattr_names,) = _look(prefix, [name]), _list_xattrs(prefix, [name])
+            return self._row(prefix, name, seen, xattr_names, listing)
+
+        return _twice(row)
 
     def _check_place(self, path: bytes) -> None:
         if len(path) > PATH_LIMIT:
@@ -305,7 +315,9 @@ class DirectoryReader:
         if path in self._rules.mount_points:
             raise Unfaithful(path, _MOUNT_POINT)
 
-    def _row(self, prefix: bytes, name: bytes, seen: os.stat_result, listing: Listing) -> list[object]:
+    def _row(
+        self, prefix: bytes, name: bytes, seen: os.stat_result, xattr_names: list[str], listing: Listing
+    ) -> list[object]:
         """The entry of anything but a directory, ready to be packed (formats/manifest.md section 3.1)."""
         mode, uid, gid = seen.st_mode, seen.st_uid, seen.st_gid
         if uid > ID_MAX or gid > ID_MAX:
@@ -323,10 +335,12 @@ class DirectoryReader:
             if file_type == stat.S_IFCHR and device == (0, 0):
                 raise Unfaithful(prefix + name, "is an overlayfs whiteout: it hides a name instead of showing one")
             row += device
-        xattrs = self._xattrs(prefix, name, listing.tally)
-        if xattrs:
-            row.append(xattrs)
-            if not _same(_lstat(prefix, name), seen):
+        if xattr_names:
+            xattrs = self._read_xattrs(prefix, name, xattr_names, listing.tally)
+            if xattrs:
+                row.append(xattrs)
+            (again,) = _look(prefix, [name])
+            if not _same(again, seen):
                 raise _Changed(prefix + name)
         if seen.st_nlink > 1:
             fingerprint = blake3(b"".join(map(pack, row[1:]))).digest(FINGERPRINT_BYTES)
@@ -359,27 +373,17 @@ class DirectoryReader:
         """The directory's own entry."""
         if own.st_uid > ID_MAX or own.st_gid > ID_MAX:
             raise Unfaithful(path, _NO_OWNER)
-        xattrs = self._xattrs(path, b".", listing.tally)
+        (xattr_names,) = _list_xattrs(path, [b"."])
+        xattrs = self._read_xattrs(path, b"", xattr_names, listing.tally) if xattr_names else []
         fields = pack([path.rpartition(b"/")[2], own.st_mode, own.st_uid, own.st_gid, *divmod(own.st_mtime_ns, NS)])
         # an array of so few elements has a header of one byte; three more fields follow, and the xattrs
         listing.head = array_header(10 if xattrs else 9) + fields[1:]
         listing.tail = pack(int(kind)) + (pack(xattrs) if xattrs else b"")
 
-    def _xattrs(self, prefix: bytes, name: bytes, tally: Tally) -> list[bytes]:
-        """Names and values in turn, ascending by name."""
-        try:
-            names = os.listxattr(name, follow_symlinks=False)
-            return self._read_xattrs(prefix, name, sorted(map(os.fsencode, names)), tally) if names else []
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
-                return []
-            if error.errno in (errno.ENODATA, errno.ERANGE):
-                raise _Changed(prefix + name) from None
-            raise _failure(prefix + name, error) from None
-
-    def _read_xattrs(self, prefix: bytes, name: bytes, xattrs: list[bytes], tally: Tally) -> list[bytes]:
+    def _read_xattrs(self, prefix: bytes, name: bytes, xattr_names: list[str], tally: Tally) -> list[bytes]:
+        """Names and values in turn, ascending by name. An empty `name` is the directory at `prefix`."""
         flat: list[bytes] = []
-        for xattr in xattrs:
+        for xattr in sorted(map(os.fsencode, xattr_names)):
             if xattr in NFS4_ACL_XATTRS:
                 tally.nfs4_acl += xattr == b"system.nfs4_acl"
                 continue
@@ -390,7 +394,12 @@ class DirectoryReader:
             if problem:
                 why = f"has the xattr {printable(xattr)}, which cannot be carried: {problem}"
                 raise Unfaithful(prefix + name, why)
-            flat += (xattr, os.getxattr(name, xattr, follow_symlinks=False))
+            try:
+                flat += (xattr, os.getxattr(name or b".", xattr, follow_symlinks=False))
+            except OSError as error:
+                if error.errno in (errno.ENODATA, errno.ERANGE):
+                    raise _Changed(prefix + name) from None
+                raise _failure(prefix + name, error) from None
         return flat
 
 
@@ -436,11 +445,22 @@ def _listdir(path: bytes) -> set[bytes]:
         raise _failure(path, error) from None
 
 
-def _lstat(prefix: bytes, name: bytes) -> os.stat_result:
+def _look(prefix: bytes, names: list[bytes]) -> list[os.stat_result]:
+    """What lstat(2) says of names in the working directory, which is at `prefix`."""
     try:
-        return os.lstat(name)
+        return [os.lstat(name) for name in names]
     except OSError as error:
-        raise _failure(prefix + name, error) from None
+        raise _failure(prefix + error.filename, error) from None
+
+
+def _list_xattrs(prefix: bytes, names: list[bytes]) -> list[list[str]]:
+    """The names of the xattrs of names in the working directory; none where the filesystem knows none."""
+    try:
+        return [os.listxattr(name, follow_symlinks=False) for name in names]
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return [_list_xattrs(prefix, [name])[0] for name in names] if len(names) > 1 else [[]]
+        raise _failure(prefix + (b"" if error.filename == b"." else error.filename), error) from None
 
 
 def _readlink(prefix: bytes, name: bytes) -> bytes:
@@ -460,11 +480,13 @@ def _failure(path: bytes, error: OSError) -> Exception:
     return Unfaithful(path, f"cannot be read: {reason(error)}", error=error)
 
 
-def _is_transient(name: bytes, mode: int, tally: Tally) -> bool:
-    """Whether a name starting with a dot is one of those the server or client makes up and takes away."""
-    if name == SNAPSHOT_NAME and stat.S_ISDIR(mode):
-        tally.snapshots += 1
-        return True
+def _is_transient(prefix: bytes, name: bytes, tally: Tally) -> bool:
+    """Whether a name is one of those that server and client make up and take away."""
+    if name == SNAPSHOT_NAME:
+        (seen,) = _look(prefix, [name])
+        if stat.S_ISDIR(seen.st_mode):
+            tally.snapshots += 1
+            return True
     if _SILLY_RENAMED.fullmatch(name):
         tally.silly_renamed += 1
         return True

@@ -24,10 +24,10 @@ scanned    2023-11-14T22:15:00.000000000Z
 by         mkmeta vectors
 digests    none
 entries    14
-  dirs       5
-  skeleton   2
-  files      4
-  bytes      10 (10 B)
+  dirs           5
+  skeleton       2
+  files          4
+  bytes          10 (10 B)
 hard links yes
 facts      none
 select     2
