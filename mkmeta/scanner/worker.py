@@ -113,6 +113,7 @@ class _Crew:
         self._connection = connection
         self._rules = rules
         self._tasks: SimpleQueue[Task] = SimpleQueue()
+        self._sending = threading.Lock()  # apart from the other: taking tasks must never wait for the parent to read
         self._lock = threading.Lock()  # guards everything below
         self._running = 0
         self._governor = Governor()
@@ -162,10 +163,12 @@ class _Crew:
                 task = self._tasks.get_nowait()
             except Empty:
                 with self._lock:
-                    if self._tasks.empty():
-                        self._flush()
-                        self._running -= 1
-                        return
+                    done = self._tasks.empty()
+                    report = self._report() if done else None
+                    self._running -= done
+                self._send(report)
+                if done:
+                    return
                 continue
             alone = self._running == 1 and self._governor.looking
             before = clock.read() if alone else (0.0, 0.0)
@@ -177,22 +180,30 @@ class _Crew:
                 self._matched |= reader.matched
                 self._outbox.append(result)
                 self._outbox_bytes += _weight(result)
-                if self._outbox_bytes >= _OUTBOX_BYTES:
-                    self._flush()
+                report = self._report() if self._outbox_bytes >= _OUTBOX_BYTES else None
                 wanted = self._governor.lanes
-                if self._running > wanted:
-                    self._running -= 1
-                    return
+                superfluous = self._running > wanted
+                self._running -= superfluous
+            self._send(report)
+            if superfluous:
+                return
             if self._running < wanted:
                 self._start_lanes()
 
-    def _flush(self) -> None:
-        if self._outbox:
-            kinds = (Complete, Partial, Problem)
-            complete, partial, problems = ([tuple(r) for r in self._outbox if type(r) is kind] for kind in kinds)
-            self._connection.send(Report(complete, partial, problems, self._matched, self._governor.lanes))
-            self._outbox = []
-            self._outbox_bytes = 0
+    def _report(self) -> Report | None:
+        """Takes what is in the outbox."""
+        if not self._outbox:
+            return None
+        kinds = (Complete, Partial, Problem)
+        complete, partial, problems = ([tuple(r) for r in self._outbox if type(r) is kind] for kind in kinds)
+        self._outbox = []
+        self._outbox_bytes = 0
+        return Report(complete, partial, problems, set(self._matched), self._governor.lanes)
+
+    def _send(self, report: Report | None) -> None:
+        if report is not None:
+            with self._sending:
+                self._connection.send(report)
 
 
 def _perform(reader: DirectoryReader, task: Task) -> Result:
