@@ -6,6 +6,7 @@ environment "[dev]"
 # Tests make and remove very many files: in memory where there is room. What is about one filesystem mounts that itself.
 if [ "$(stat -f -c %T /dev/shm 2>/dev/null)" = tmpfs ] && [ "$(df --output=avail /dev/shm | tail -n 1)" -gt 4000000 ]; then
     TMPDIR=$(mktemp -d /dev/shm/mkmeta-tests-XXXXXX)
+    chmod 755 "$TMPDIR" # some tests become ordinary users
     export TMPDIR
     trap 'rm -rf "$TMPDIR"' EXIT
 fi
