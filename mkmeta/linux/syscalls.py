@@ -13,7 +13,6 @@ from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-AT_FDCWD: Final = -100  # linux/fcntl.h
 RENAME_NOREPLACE: Final = 1  # linux/fs.h
 RENAME_EXCHANGE: Final = 2
 RESOLVE_NO_XDEV: Final = 0x01  # linux/openat2.h

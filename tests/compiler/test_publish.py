@@ -94,6 +94,23 @@ def test_discard_spares_what_mkmeta_did_not_build(place: Path) -> None:
     assert snapshot(place) == before
 
 
+def test_discard_spares_what_took_the_place_of_the_layer_meanwhile(place: Path) -> None:
+    """Whether DEST may be lost is asked again just before it would be."""
+    build_layer(SMALL, place / "layer")
+
+    def somebody(_done: int, _total: int) -> None:
+        if (place / "layer/file").exists():
+            (place / "layer").rename(place / "elsewhere")
+            (place / "layer").mkdir()
+            (place / "layer/precious").write_text("not a layer")
+
+    options = BuildOptions(swap=True, discard=True)
+    with open_reader(OTHER) as reader, pytest.raises(BuildError, match="would be lost"):
+        build_module.build(reader, os.fsencode(place / "layer"), options, somebody)
+    assert (place / "layer/precious").read_text() == "not a layer"
+    assert names(place) == sorted([*BYSTANDERS, "elsewhere", "layer"])
+
+
 def make_symlink(path: Path) -> None:
     path.symlink_to("bystander")
 
