@@ -25,6 +25,7 @@ finish() {
     rm -rf "$work"
 }
 trap finish EXIT
+trap 'exit 130' INT TERM
 step() { printf '\n== %s\n' "$*"; }
 
 step "a volume with two releases"

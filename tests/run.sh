@@ -9,6 +9,7 @@ if [ "$(stat -f -c %T /dev/shm 2>/dev/null)" = tmpfs ] && [ "$(df --output=avail
     chmod 755 "$TMPDIR" # some tests become ordinary users
     export TMPDIR
     trap 'rm -rf "$TMPDIR"' EXIT
+    trap 'exit 130' INT TERM
 fi
 ruff format --check --quiet .
 ruff check --quiet .

@@ -219,7 +219,7 @@ class DirectoryReader:
     def _read_opaque(self, prefix: bytes, names: list[bytes], select: State, hide: State, listing: Listing) -> None:
         """Everything in a directory of a subtree. `select` only serves to see which patterns match."""
         names = self._lasting(prefix, names, listing.tally)
-        below_hide = dict.fromkeys(names, NOWHERE)
+        below_hide: dict[bytes, State] = {}  # what is not in it leads nowhere
         if hide:
             names, below_hide = self._visible(names, hide, listing.tally)
         looks = _look(prefix, names)  # all of one kind of call after the other: half the time of taking turns
@@ -234,7 +234,7 @@ class DirectoryReader:
             mode = seen.st_mode
             if stat.S_ISDIR(mode) or (seen.st_size > large and stat.S_ISREG(mode)):
                 kind = DirectoryKind.OPAQUE if stat.S_ISDIR(mode) else None
-                listing.children.append(Child(name, kind, below_select, below_hide[name], position))
+                listing.children.append(Child(name, kind, below_select, below_hide.get(name, NOWHERE), position))
                 _add_piece(rows, listing)
                 rows = []
             else:
