@@ -11,6 +11,7 @@ from typing import Final, Self
 
 from mkmeta.compiler.diagnosis import Diagnosis, Step
 from mkmeta.linux.syscalls import open_beneath
+from mkmeta.manifest.sorter import temporary_space_error
 from mkmeta.model import LinkRow, PrimaryRow, tree_order
 
 _BLOCK_ROWS: Final = 1024  # paths looked up together; a walk in tree order stays in one block for a while
@@ -25,22 +26,17 @@ class LinkNames:
     """
 
     def __init__(self, rows: Iterable[PrimaryRow | LinkRow]) -> None:
-        """`rows` ascend in tree order. Raises OSError when the temporary directory is full."""
+        """`rows` ascend in tree order. Raises MkmetaError when the temporary directory is full."""
         self._file = tempfile.TemporaryFile(prefix="mkmeta-", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._firsts: list[bytes] = []  # tree-order key of the first path of each block
         self._places: list[tuple[int, int]] = []  # offset and length of each block
         self._end = 0
         self.count = 0
-        block: list[bytes] = []
-        for row in rows:
-            if isinstance(row, LinkRow):
-                block.append(row.path)
-                self.count += 1
-            if len(block) == _BLOCK_ROWS:
-                self._add(block)
-                block = []
-        if block:
-            self._add(block)
+        try:
+            self._fill(rows)
+        except BaseException:
+            self._file.close()
+            raise
         self._block = lru_cache(maxsize=_BLOCK_CACHE)(self._read_block)
 
     def __enter__(self) -> Self:
@@ -53,13 +49,28 @@ class LinkNames:
         number = bisect_right(self._firsts, tree_order(path)) - 1
         return number >= 0 and path in self._block(number)
 
+    def _fill(self, rows: Iterable[PrimaryRow | LinkRow]) -> None:
+        block: list[bytes] = []
+        for row in rows:
+            if isinstance(row, LinkRow):
+                block.append(row.path)
+                self.count += 1
+            if len(block) == _BLOCK_ROWS:
+                self._add(block)
+                block = []
+        if block:
+            self._add(block)
+
     def _add(self, block: list[bytes]) -> None:
         data = _SEPARATOR.join(block)
         self._firsts.append(tree_order(block[0]))
         self._places.append((self._end, len(data)))
         view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            raise temporary_space_error(error) from None
         self._end += len(data)
 
     def _read_block(self, number: int) -> frozenset[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import tempfile
@@ -9,10 +10,21 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import IO, Final, Self
 
+from mkmeta.errors import MkmetaError, reason
+
 MEMORY_LIMIT: Final = 16 << 20  # bytes of records, with Python's overhead, before a run is spilled
 _OVERHEAD = 80  # bytes Python spends on a short bytes object and its place in a list
 _READ_SIZE = 64 << 10  # bytes read at once from a run: bounds the memory of a merge of many runs
 _LENGTH_BYTES = 4
+
+
+def temporary_space_error(error: OSError) -> MkmetaError:
+    """The error for a temporary file that cannot be written."""
+    return MkmetaError(
+        f"temporary files cannot be written: {reason(error)}",
+        path=os.fsencode(tempfile.gettempdir()),
+        hint="make room there, or name another directory with TMPDIR",
+    )
 
 
 class ExternalSorter:
@@ -33,20 +45,23 @@ class ExternalSorter:
 
     def __exit__(self, *_: object) -> None:
         if self._spill is not None:
-            self._spill.close()
+            with contextlib.suppress(OSError):  # of what could not be written, nobody needs the rest any more
+                self._spill.close()
 
     def add(self, record: bytes) -> None:
-        """Adds a record. Raises OSError when the temporary directory is full."""
+        """Adds a record. Raises MkmetaError when the temporary directory cannot take what does not fit in memory."""
         self._records.append(record)
         self._held += len(record) + _OVERHEAD
         if self._held >= self._limit:
-            self._spill_run()
+            try:
+                self._spill_run()
+            except OSError as error:
+                raise temporary_space_error(error) from None
 
     def __iter__(self) -> Iterator[bytes]:
         self._records.sort()
         if self._spill is None:
             return iter(self._records)
-        self._spill.flush()
         runs = [self._run(start, end) for start, end in pairwise(self._ends)]
         return heapq.merge(*runs, self._records)
 
@@ -57,6 +72,7 @@ class ExternalSorter:
         for record in self._records:
             self._spill.write(len(record).to_bytes(_LENGTH_BYTES, "big"))
             self._spill.write(record)
+        self._spill.flush()
         self._ends.append(self._spill.tell())
         self._records.clear()
         self._held = 0

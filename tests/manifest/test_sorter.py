@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mkmeta.compiler.links import LinkNames
+from mkmeta.errors import MkmetaError
 from mkmeta.manifest.sorter import ExternalSorter
+from mkmeta.model import LinkRow
+from tests.conftest import Mount
 
 RECORDS = st.lists(st.binary(max_size=30) | st.sampled_from([b"", b"same", b"x" * 70_000, b"x" * 70_001]), max_size=60)
 
@@ -42,3 +47,17 @@ def test_the_temporary_file_has_no_name_and_is_closed(
         assert len(os.listdir("/proc/self/fd")) == before + 1
         assert os.listdir(tmp_path) == []
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.needs("root")
+def test_full_temporary_directory_is_named(mount: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the output's fault, nor the volume's: the line says where, and what to do."""
+    small = mount("tmpfs", "size=16k")
+    monkeypatch.setattr(tempfile, "tempdir", str(small))
+    with ExternalSorter(memory_limit=10_000) as sorter, pytest.raises(MkmetaError, match="no space left") as error:
+        for number in range(1000):
+            sorter.add(b"%04d" % number * 50)
+    assert error.value.path == os.fsencode(small) and "TMPDIR" in (error.value.hint or "")
+    rows = (LinkRow(b"%04d" % number * 50, b"0") for number in range(3000))
+    with pytest.raises(MkmetaError, match="no space left"):
+        LinkNames(rows)
