@@ -7,7 +7,14 @@
     ├── ScanError               1   the scan cannot go on; nothing was written
     │   ├── NothingSelectedError 12   no pattern matched
     │   └── LeftOutError       13   `--on-error fail`: the first entry that could not be recorded
-    └── BuildError              1   the layer cannot be written; nothing was left behind
+    ├── BuildError              1   the layer cannot be written; nothing was left behind
+    ├── StoreError              1   the store is none, is damaged, or does not go with what was asked
+    │   └── NoGenerationError  15   it has no such generation
+    ├── LockedError            14   another process holds the lock, and did not release it in time
+    └── MountError              1   a mount cannot be made, exchanged or removed; what was mounted still is
+        ├── RefusedError       16   it could be mounted, and would show wrong data or harm a layer
+        ├── GapError           17   the old mount would have to go before the new one comes
+        └── NotActiveError     20   nothing of mkmeta's is mounted there
 
 Errors carry facts (`path`, `hint`); only `mkmeta.__main__` turns one into a line and a status.
 The table of codes users may rely on is in formats/cli.md.
@@ -30,6 +37,14 @@ class ExitCode(IntEnum):
     ID_MISMATCH = 11
     NOTHING_SELECTED = 12
     LEFT_OUT = 13
+    LOCKED = 14
+    NO_GENERATION = 15
+    REFUSED = 16
+    GAP = 17
+    NOT_ACTIVE = 20
+    BEHIND = 21
+    DEGRADED = 22
+    UNFIT = 23
     INTERRUPTED = 130
 
 
@@ -88,6 +103,44 @@ class LeftOutError(ScanError):
 
 class BuildError(MkmetaError):
     """A layer could not be written; its staging directory is gone."""
+
+
+class StoreError(MkmetaError):
+    """A store or a pointer is none, is damaged, is for another version, or contradicts what was asked."""
+
+
+class NoGenerationError(StoreError):
+    """The store has no such generation."""
+
+    exit_code = ExitCode.NO_GENERATION
+
+
+class LockedError(MkmetaError):
+    """Another process held a lock for longer than the caller wanted to wait."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class MountError(MkmetaError):
+    """A mount could not be made, exchanged, refreshed or removed; what was mounted before still is."""
+
+
+class RefusedError(MountError):
+    """The kernel would take this mount, and it would show wrong data or harm a layer."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class GapError(MountError):
+    """The kernel cannot exchange mounts without an instant in which there is none, and that was not allowed."""
+
+    exit_code = ExitCode.GAP
+
+
+class NotActiveError(MountError):
+    """Nothing of mkmeta's is mounted there."""
+
+    exit_code = ExitCode.NOT_ACTIVE
 
 
 def printable(raw: bytes) -> str:

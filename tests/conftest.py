@@ -93,9 +93,11 @@ def _probe() -> dict[str, bool]:
             "unshare",
             "setpriv",
             "strace",
+            "systemd-analyze",
         )
         return found | {
-            tool: shutil.which(tool) is not None for tool in (*tools, "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs")
+            tool: shutil.which(tool) is not None
+            for tool in (*tools, "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mkfs.erofs")
         }
 
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 import argparse
 import os
 
+from mkmeta.cli.host_arguments import add_wait, notes
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.output import emit, human_bytes, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.compiler.build import JOBS_MAX, BuildOptions, BuildResult, build
+from mkmeta.compiler.build import JOBS_MAX, BuildOptions, BuildResult, build, check_id
 from mkmeta.compiler.plan import Plan
 from mkmeta.digest import DIGEST_SIZE, ObjectId
 from mkmeta.errors import ExitCode, UsageError, printable
+from mkmeta.manifest.reader import ManifestReader
+from mkmeta.store.adding import Added, add
+from mkmeta.store.store import Store
+
+_WAIT = 600  # seconds for another build of the store: most are over by then
 
 _DESCRIPTION = """\
 Writes the overlayfs layer that a manifest describes: a directory tree of metadata only, to be mounted over the volume
 that was scanned. The layer is written beside DEST, flushed, and appears there by one rename, complete or not at all.
+
+With --store, it becomes the next numbered generation of a store instead: a directory that keeps several layers, from
+which `mkmeta activate` mounts and `mkmeta gc` removes. The store is made if it does not exist. The new generation is
+the current one; when the newest generation is that manifest already, nothing is built.
 """
 
 _EPILOG = """\
@@ -27,14 +37,16 @@ examples:
   mkmeta build --swap --expect-id $ID sw.mkm /var/lib/mkmeta/sw    replace the layer, keep the old one
   mkmeta build --userxattr sw.mkm layer                            for mounts in user namespaces
   ssh publisher cat sw.mkm | mkmeta build - /var/lib/mkmeta/sw
+  mkmeta build sw.mkm --store /var/lib/mkmeta/sw                   add a generation and make it the current one
 
 exit codes:
-  0    the layer is at DEST
-  1    it could not be built; DEST is as it was
+  0    the layer is at DEST, or the current generation of STORE
+  1    it could not be built; DEST or STORE is as it was
   2    the command line is wrong
   10   MANIFEST is not a valid manifest
   11   MANIFEST is not the one --expect-id names
-  130  interrupted; DEST is as it was, or the complete new layer
+  14   another build of STORE did not end within --wait
+  130  interrupted; DEST is as it was, or the complete new layer; STORE likewise
 """
 
 
@@ -48,7 +60,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         epilog=_EPILOG,
     )
     add_manifest_argument(parser)
-    parser.add_argument("dest", metavar="DEST", help="directory to make; the one it goes into must exist")
+    parser.add_argument("dest", metavar="DEST", nargs="?", help="directory to make; the one it goes into must exist")
+    parser.add_argument(
+        "--store", metavar="STORE", type=os.fsencode, help="add the layer to this store, instead of making DEST"
+    )
+    add_wait(parser, default=_WAIT)
     parser.add_argument(
         "--swap",
         action="store_true",
@@ -88,9 +104,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Builds a layer and reports it."""
-    if args.discard and not args.swap:
-        raise UsageError("--discard goes with --swap")
-    dest = os.fsencode(args.dest)
+    _check(args)
     options = BuildOptions(
         plan=Plan(prefix=args.redirect_prefix.strip(b"/"), userxattr=args.userxattr, verity=not args.no_verity),
         swap=args.swap,
@@ -102,9 +116,40 @@ def run(args: argparse.Namespace) -> int:
         open_manifest(args.manifest) as reader,
         ProgressLine(args, "build", total=reader.root.directory.entries) as line,
     ):
-        result = build(reader, dest, options, lambda done, _total: line.update(done))
-    _report(result, dest, args)
+
+        def progress(done: int, _total: int) -> None:
+            line.update(done)
+
+        if args.store is None:
+            dest = os.fsencode(args.dest)
+            _report(build(reader, dest, options, progress), dest, args)
+        else:
+            check_id(reader, options.expect_id)  # before a store is made for it
+            store = Store.open_or_create(args.store)
+            added = add(
+                store,
+                reader,
+                options,
+                number=None,
+                make_current=True,
+                wait=args.wait,
+                note=notes(args),
+                progress=progress,
+            )
+            _report_added(added, reader, args)
     return int(ExitCode.DONE)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises UsageError for arguments that do not go together."""
+    if (args.dest is None) == (args.store is None):
+        raise UsageError("name either DEST or --store", hint="mkmeta build --help has examples of both")
+    if args.store is not None and (args.swap or args.discard):
+        raise UsageError(
+            "--swap and --discard go with DEST", hint="a store keeps its generations; mkmeta gc removes them"
+        )
+    if args.discard and not args.swap:
+        raise UsageError("--discard goes with --swap")
 
 
 def _report(result: BuildResult, dest: bytes, args: argparse.Namespace) -> None:
@@ -115,24 +160,59 @@ def _report(result: BuildResult, dest: bytes, args: argparse.Namespace) -> None:
             id=result.manifest_id.hex(),
             **path_fields(dest, "dest"),
             **(path_fields(old, "old") if old else {}),
-            entries=result.entries,
-            links=result.links,
-            filesystem=result.filesystem,
-            xattr_files=result.spent.files,
-            xattr_bytes=result.spent.size,
-            seconds=round(result.seconds, 3),
+            **_result_fields(result),
         )
         return
     if not args.quiet:
-        for name in result.leftovers:
-            note(f"mkmeta: {printable(name)}: left by a killed build, and cannot be removed")
-        if result.spent.files:
-            _note_spent(result)
-        links = f", {result.links} of them hard links" if result.links else ""
-        note(f"built {printable(dest)}: {result.entries} entries{links}, {result.seconds:.1f} s")
+        _note_result(f"built {printable(dest)}", result, result.leftovers)
     if old:
         print(printable(old))
     print(result.manifest_id.hex())
+
+
+def _report_added(added: Added, reader: ManifestReader, args: argparse.Namespace) -> None:
+    generation, result = added.generation, added.result
+    if args.json:
+        emit(
+            "summary",
+            id=reader.id.hex(),
+            **path_fields(generation.layer, "dest"),
+            generation=generation.number,
+            built=result is not None,
+            **(_result_fields(result) if result else {"entries": reader.root.directory.entries}),
+        )
+        return
+    if not args.quiet:
+        if result:
+            _note_result(f"added generation {generation.number}", result, added.leftovers)
+        else:
+            _note_leftovers(added.leftovers)
+            note(f"generation {generation.number} is already that manifest")
+    print(reader.id.hex())
+
+
+def _result_fields(result: BuildResult) -> dict[str, object]:
+    return {
+        "entries": result.entries,
+        "links": result.links,
+        "filesystem": result.filesystem,
+        "xattr_files": result.spent.files,
+        "xattr_bytes": result.spent.size,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def _note_result(what: str, result: BuildResult, leftovers: tuple[bytes, ...]) -> None:
+    _note_leftovers(leftovers)
+    if result.spent.files:
+        _note_spent(result)
+    links = f", {result.links} of them hard links" if result.links else ""
+    note(f"{what}: {result.entries} entries{links}, {result.seconds:.1f} s")
+
+
+def _note_leftovers(leftovers: tuple[bytes, ...]) -> None:
+    for name in leftovers:
+        note(f"mkmeta: {printable(name)}: left by a killed build, and cannot be removed")
 
 
 def _note_spent(result: BuildResult) -> None:

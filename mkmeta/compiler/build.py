@@ -82,9 +82,8 @@ def build(
     DEST is as it was and what was staged is removed.
     """
     started = time.monotonic()
-    root = reader.root  # reading it proves that the file's ID is that of its content
-    if options.expect_id not in (None, reader.id):
-        raise IdMismatchError(f"the manifest's ID is {reader.id.hex()}, not the expected one")
+    check_id(reader, options.expect_id)
+    root = reader.root
     reader.check_links()
     destination = Destination.open(dest)
     try:
@@ -117,6 +116,13 @@ def build(
         leftovers=tuple(leftovers),
         seconds=time.monotonic() - started,
     )
+
+
+def check_id(reader: ManifestReader, expected: ObjectId | None) -> None:
+    """Raises IdMismatchError unless the manifest is the expected one, FormatError when its ID is not its own."""
+    _ = reader.root  # reading it proves that the file's ID is that of its content
+    if expected not in (None, reader.id):
+        raise IdMismatchError(f"the manifest's ID is {reader.id.hex()}, not the expected one")
 
 
 def _check_room(destination: Destination, inodes: int) -> None:

@@ -77,7 +77,7 @@ class Diagnosis:
         return BuildError(
             f"{filesystem_type(self.fd)} cannot hold {space}.* xattrs ({printable(name)})",
             path=path or b"/",
-            hint="put DEST on a local filesystem that can: ext4, xfs, btrfs, or tmpfs (user.*: Linux 6.6)",
+            hint="put the layer on a local filesystem that can: ext4, xfs, btrfs, or tmpfs (user.*: Linux 6.6)",
         )
 
     def is_full(self) -> bool:
@@ -95,11 +95,11 @@ class Diagnosis:
             case errno.EDQUOT:
                 return "the quota is used up: make room or raise it, then build again"
             case errno.EFBIG:
-                return "files of this size are beyond this filesystem: put DEST on xfs, btrfs or tmpfs"
+                return "files of this size are beyond this filesystem: put the layer on xfs, btrfs or tmpfs"
             case errno.EROFS:
                 return "the filesystem is mounted read-only"
             case errno.EMLINK:
-                return "more hard links than this filesystem allows: put DEST on xfs or tmpfs"
+                return "more hard links than this filesystem allows: put the layer on xfs or tmpfs"
             case errno.EINVAL if step is Step.OWNER:
                 return "this user namespace does not map the id: map more (unshare --map-auto), or run as root"
             case errno.EPERM if step is Step.OWNER:
@@ -113,6 +113,8 @@ class Diagnosis:
     def _roomier(self) -> str:
         match filesystem_type(self.fd):
             case "ext2" | "ext3" | "ext4":
-                return "put DEST on an ext4 made with larger inodes (mkfs.ext4 -I 512) or with -O ea_inode, or on xfs"
+                return (
+                    "put the layer on an ext4 made with larger inodes (mkfs.ext4 -I 512) or with -O ea_inode, or on xfs"
+                )
             case _:
-                return "put DEST on xfs or tmpfs, which hold xattrs of up to 65536 bytes"
+                return "put the layer on xfs or tmpfs, which hold xattrs of up to 65536 bytes"

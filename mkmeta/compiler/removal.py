@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from itertools import count
 
 from mkmeta.linux.syscalls import open_beneath
@@ -13,8 +14,10 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # the tree itself may u
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
-def remove_tree(name: bytes, *, dir_fd: int) -> None:
+def remove_tree(name: bytes, *, dir_fd: int, removed: Callable[[], None] = lambda: None) -> None:
     """Removes the directory `name` in `dir_fd` with everything in it. Raises OSError at what cannot be removed.
+
+    Calls `removed` after each entry that is gone; what it raises ends the removal, which another call continues.
 
     Neither recurses nor builds paths: a directory found in a directory is first moved up to the top of the tree. So a
     tree deeper than PATH_MAX goes like any other. Several processes may remove the same tree.
@@ -31,17 +34,18 @@ def remove_tree(name: bytes, *, dir_fd: int) -> None:
                     entry_name = os.fsencode(entry.name)
                     if entry.is_dir(follow_symlinks=False):
                         with contextlib.suppress(FileNotFoundError):
-                            _empty(entry_name, top, numbers)
+                            _empty(entry_name, top, numbers, removed)
                             os.rmdir(entry_name, dir_fd=top)
                     else:
                         _unlink(entry_name, top)
+                    removed()
     finally:
         os.close(top)
     with contextlib.suppress(FileNotFoundError):
         os.rmdir(name, dir_fd=dir_fd)
 
 
-def _empty(name: bytes, top: int, numbers: count[int]) -> None:
+def _empty(name: bytes, top: int, numbers: count[int], removed: Callable[[], None]) -> None:
     fd = _open(name, top)
     try:
         with os.scandir(fd) as entries:
@@ -51,6 +55,7 @@ def _empty(name: bytes, top: int, numbers: count[int]) -> None:
                     _move_up(entry_name, fd, top, numbers)
                 else:
                     _unlink(entry_name, fd)
+                    removed()
     finally:
         os.close(fd)
 

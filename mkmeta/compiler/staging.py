@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
@@ -37,6 +38,54 @@ def layer_id(fd: int) -> ObjectId | None:
             if len(value) == DIGEST_SIZE:
                 return ObjectId(value)
     return None
+
+
+def make_locked(prefix: bytes, *, dir_fd: int) -> tuple[bytes, int]:
+    """Makes a directory in `dir_fd`, mode 0700, and locks it against `remove_if_free`. Raises OSError.
+
+    Returns its name, `prefix` and eight hexadecimal digits, and a descriptor; the lock is free when that and all it was
+    passed on to are closed. It takes over neither group nor ACLs from where it is.
+    """
+    while True:
+        name = prefix + os.urandom(_RANDOM_BYTES).hex().encode()
+        os.mkdir(name, 0o700, dir_fd=dir_fd)
+        try:
+            fd = open_beneath(name, _OPEN_DIRECTORY, dir_fd=dir_fd)
+        except FileNotFoundError:
+            continue  # it was taken for a leftover before it was locked
+        try:
+            if not _lock(fd, name, dir_fd):
+                os.close(fd)
+                continue
+            # Set-group-id and group come from the parent. Without the first and with ours as the second, what is made
+            # inside belongs to us and our group, whatever the mount's grpid says.
+            os.fchown(fd, -1, os.getegid())
+            os.fchmod(fd, 0o700)
+            for acl in ACL_XATTRS:  # the parent's default ACL, which would pass on to everything inside
+                with contextlib.suppress(OSError):
+                    os.removexattr(fd, acl)
+        except BaseException:
+            remove_tree(name, dir_fd=dir_fd)
+            os.close(fd)
+            raise
+        return name, fd
+
+
+def remove_if_free(name: bytes, fd: int, *, dir_fd: int, removed: Callable[[], None] = lambda: None) -> None:
+    """Removes the directory `name`, open as `fd`, unless somebody living has locked it. Raises OSError."""
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_tree(name, dir_fd=dir_fd, removed=removed)
+
+
+def _lock(fd: int, name: bytes, dir_fd: int) -> bool:
+    """Takes the lock. False when somebody else has it, or has removed the directory, as a leftover."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        there = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return os.path.samestat(there, os.fstat(fd))
 
 
 @dataclass(frozen=True)
@@ -114,9 +163,7 @@ class Destination:
         try:
             if pending_only and not _is_pending(fd):
                 return
-            with contextlib.suppress(BlockingIOError):  # held: that build is alive
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove_tree(name, dir_fd=self.parent_fd)
+            remove_if_free(name, fd, dir_fd=self.parent_fd)
         finally:
             os.close(fd)
 
@@ -131,27 +178,7 @@ class Staging:
         """Makes it. Raises OSError."""
         self._destination = destination
         self._pending_xattr = namespace + _PENDING
-        while True:
-            self._name = b".%b.mkmeta-%b" % (destination.name, os.urandom(_RANDOM_BYTES).hex().encode())
-            os.mkdir(self._name, 0o700, dir_fd=destination.parent_fd)
-            try:
-                self.fd = open_beneath(self._name, _OPEN_DIRECTORY, dir_fd=destination.parent_fd)
-            except FileNotFoundError:
-                continue  # another build took it for a leftover before it was locked
-            if self._lock():
-                break
-            os.close(self.fd)
-        try:
-            # Set-group-id and group come from the parent. Without the first and with ours as the second, what is made
-            # inside belongs to us and our group, whatever the mount's grpid says.
-            os.fchown(self.fd, -1, os.getegid())
-            os.fchmod(self.fd, 0o700)
-            for acl in ACL_XATTRS:  # the parent's default ACL, which would pass on to everything inside
-                with contextlib.suppress(OSError):
-                    os.removexattr(self.fd, acl)
-        except BaseException:
-            self.__exit__()
-            raise
+        self._name, self.fd = make_locked(b".%b.mkmeta-" % destination.name, dir_fd=destination.parent_fd)
 
     def __enter__(self) -> Self:
         return self
@@ -237,17 +264,8 @@ class Staging:
             raise BuildError(
                 f"this filesystem cannot rename without replacing or exchange atomically ({reason(error)})",
                 path=self._destination.path,
-                hint="put DEST on a local filesystem: ext4, xfs, btrfs or tmpfs",
+                hint="put the layer on a local filesystem: ext4, xfs, btrfs or tmpfs",
             ) from None
-
-    def _lock(self) -> bool:
-        """Takes the lock. False when another build has it, or has removed the directory, as a leftover."""
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            there = os.stat(self._name, dir_fd=self._destination.parent_fd, follow_symlinks=False)
-        except (BlockingIOError, FileNotFoundError):
-            return False
-        return os.path.samestat(there, os.fstat(self.fd))
 
 
 def _pending_names() -> list[bytes]:

@@ -186,7 +186,7 @@ def _check(status: os.stat_result, inode: Inode, path: bytes) -> None:
         raise BuildError(
             f"the filesystem keeps mtime {_seconds(status.st_mtime_ns)} instead of {_seconds(inode.mtime_ns)}",
             path=path,
-            hint="put DEST on a filesystem with a wider range of times: btrfs or tmpfs; xfs to 2486, ext4 to 2446",
+            hint="put the layer on a filesystem with a wider range of times: btrfs or tmpfs; xfs to 2486, ext4 to 2446",
         )
     # The permission bits of a link mean nothing to Linux, which has no call to set them.
     if status.st_mode != inode.mode and not stat.S_ISLNK(inode.mode):

@@ -1,6 +1,14 @@
-"""What the kernel says in /proc of the filesystem behind a descriptor."""
+"""What the kernel says of the filesystem behind a descriptor."""
 
 from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_OVERLAYFS_SUPER_MAGIC = 0x794C7630  # linux/magic.h
+_STATFS_LONGS = 64  # more than struct statfs has on any architecture; its first field, f_type, is a long
 
 
 def filesystem_type(fd: int) -> str:
@@ -13,3 +21,12 @@ def filesystem_type(fd: int) -> str:
     except (OSError, StopIteration):
         return "this filesystem"
     return fields[fields.index(b"-") + 1].decode(errors="replace")
+
+
+def is_overlay(fd: int) -> bool:
+    """Whether what is open as `fd` is on overlayfs, mounted somewhere or not: f_type of fstatfs(2)."""
+    buffer = (ctypes.c_long * _STATFS_LONGS)()
+    if _libc.fstatfs(fd, buffer) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return buffer[0] == _OVERLAYFS_SUPER_MAGIC

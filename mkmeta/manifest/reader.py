@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 import zstandard
 from blake3 import blake3
@@ -59,6 +59,7 @@ from mkmeta.model import (
 _FRAME_CACHE_BYTES: Final = 16 << 20  # decompressed; a tree is written almost in the order it is read
 _PAGE_ROWS = 128  # rows of the object table read at once
 _PAGE_CACHE = 512  # pages kept: 2.75 MiB
+_COPY_BYTES: Final = 1 << 20
 _DIRECTORY_CACHE = 64  # decoded directories kept for look-ups by path
 
 
@@ -108,6 +109,13 @@ class ManifestReader:
     def close(self) -> None:
         """Closes the file."""
         os.close(self._fd)
+
+    def copy_to(self, out: BinaryIO) -> None:
+        """Writes the bytes of the file, unchecked. Raises OSError."""
+        offset = 0
+        while data := os.pread(self._fd, _COPY_BYTES, offset):
+            out.write(data)
+            offset += len(data)
 
     @property
     def id(self) -> ObjectId:

@@ -1,0 +1,50 @@
+"""`mkmeta deactivate`: take a layer away."""
+
+from __future__ import annotations
+
+import argparse
+
+from mkmeta.cli.host_arguments import add_mount_point, add_run_dir, add_wait, notes, run_directory
+from mkmeta.cli.output import emit, note, path_fields
+from mkmeta.cli.verb import Verbs, add_verb
+from mkmeta.errors import ExitCode, printable
+from mkmeta.host.activation import deactivate
+
+_DESCRIPTION = """\
+Unmounts a layer. The store and the volume stay as they are.
+"""
+
+_EPILOG = """\
+examples:
+  mkmeta deactivate /sw
+  mkmeta deactivate /sw --detach     although programs have files of it open
+
+exit codes:
+  0    it is not mounted any more
+  1    it is in use, or cannot be unmounted
+  2    the command line is wrong
+  14   another mkmeta is at it, for longer than --wait
+  20   no layer is mounted there
+"""
+
+
+def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Adds the verb."""
+    parser = add_verb(verbs, "deactivate", summary="unmount a layer", description=_DESCRIPTION, epilog=_EPILOG)
+    add_mount_point(parser)
+    parser.add_argument(
+        "--detach", action="store_true", help="also when it is in use: programs keep what they have open until they end"
+    )
+    add_wait(parser, default=60)
+    add_run_dir(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Unmounts and reports."""
+    live = deactivate(args.point, run_directory(args), notes(args), detach=args.detach, wait=args.wait)
+    if args.json:
+        emit("summary", **path_fields(live.point, "mountpoint"), short_id=live.short_id, profile=str(live.profile))
+    elif not args.quiet:
+        note(f"{printable(live.point)}: unmounted {live.short_id}")
+    return int(ExitCode.DONE)

@@ -1,0 +1,127 @@
+"""`mkmeta status`: what is mounted, and whether that is what should be."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+
+from mkmeta.cli.host_arguments import add_mount_point
+from mkmeta.cli.output import emit, note, path_fields
+from mkmeta.cli.verb import Verbs, add_verb
+from mkmeta.errors import ExitCode, NotActiveError, printable
+from mkmeta.host.status import Holder, Status, statuses
+
+_DESCRIPTION = """\
+Says which layers are mounted on this host: generation, profile, volume, whether there is a newer one, and which
+processes still have another one. It keeps no state: all is read from the kernel's mount table and the store.
+"""
+
+_EPILOG = """\
+examples:
+  mkmeta status
+  mkmeta status /sw
+  mkmeta status /sw --json | jq .generation
+
+exit codes: (for monitoring; of several mounts the highest)
+  0    mounted, and what `mkmeta activate` would mount
+  1    cannot be told
+  2    the command line is wrong
+  20   no layer is mounted (there)
+  21   the store's current generation is newer
+  22   something is wrong with the mount: it says what
+"""
+
+
+def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    """Adds the verb."""
+    parser = add_verb(verbs, "status", summary="say what is mounted", description=_DESCRIPTION, epilog=_EPILOG)
+    add_mount_point(parser, optional=True)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Looks and reports."""
+    found = statuses([os.path.realpath(args.point)] if args.point is not None else None)
+    if not found:
+        raise NotActiveError("no layer is mounted here", path=args.point)
+    for status in found:
+        if args.json:
+            _emit(status)
+        else:
+            _print(status, args)
+    return max(int(_code(status)) for status in found)
+
+
+def _code(status: Status) -> ExitCode:
+    if status.problems:
+        return ExitCode.DEGRADED
+    return ExitCode.BEHIND if status.behind else ExitCode.DONE
+
+
+def _emit(status: Status) -> None:
+    live, generation = status.live, status.generation
+    emit(
+        "mount",
+        **path_fields(live.point, "mountpoint"),
+        state={0: "current", 21: "behind", 22: "degraded"}[_code(status)],
+        profile=str(live.profile),
+        verity=str(live.verity),
+        **path_fields(live.lower, "lower"),
+        **path_fields(live.layer, "layer"),
+        short_id=live.short_id,
+        id=status.id.hex() if status.id else None,
+        **(path_fields(status.store, "store") if status.store else {"store": None}),
+        generation=generation.number if generation else None,
+        built_ns=status.built_ns,
+        current=status.current.number if status.current else None,
+        newest=status.newest.number if status.newest else None,
+        holders=[
+            {"process": one.process, "command": one.command, "generation": one.generation, "mounted": one.mounted}
+            for one in status.holders
+        ],
+        problems=list(status.problems),
+    )
+
+
+def _print(status: Status, args: argparse.Namespace) -> None:
+    live, generation = status.live, status.generation
+    number = f"generation {generation.number}, " if generation else ""
+    age = f", built {_ago(status.built_ns)} ago" if status.built_ns is not None else ""
+    print(f"{printable(live.point)}: {number}{live.short_id}{age}")
+    if not args.quiet:
+        print(
+            f"  {live.profile} over {printable(live.lower)}"
+            + (f", verity={live.verity}" if live.verity != "off" else "")
+        )
+        if live.profile.lacks:
+            print(f"  without: {live.profile.lacks}")
+        if status.store:
+            print(
+                f"  store {printable(status.store)}, newest generation {status.newest.number if status.newest else '-'}"
+            )
+        if args.verbose:
+            print(f"  ID {status.id.hex() if status.id else '-'}")
+            print(f"  layer {printable(live.layer)}")
+            if live.inner_path:
+                print(f"  inner mount {printable(live.inner_path)}")
+    if status.behind and status.current:
+        print(f"  behind: the current generation is {status.current.number}; `mkmeta activate` switches to it")
+    for holder in status.holders:
+        print(f"  {_holds(holder)}")
+    for problem in status.problems:
+        note(f"mkmeta: {printable(live.point)}: {problem}")
+
+
+def _holds(holder: Holder) -> str:
+    how = "is in a mount namespace with" if holder.mounted else "still has files open of"
+    return f"process {holder.process} ({holder.command}) {how} generation {holder.generation}"
+
+
+def _ago(built_ns: int) -> str:
+    """A time span in its largest unit: `3 hours`."""
+    seconds = max(0, int(time.time() - built_ns / 1e9))
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}s"
+    return f"{seconds} seconds"

@@ -1,0 +1,113 @@
+"""Recognises what is mounted: which layer, in which profile, over which volume. Reads mount tables and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mkmeta.linux.mountinfo import Mount, stack_at
+from mkmeta.mounts.profile import INNER_SOURCE, SOURCE, Profile, Verity
+
+
+class Layers(NamedTuple):
+    """The directories an overlay is made of, as it was told them."""
+
+    lowers: list[bytes]  # ordinary ones, topmost first
+    data: list[bytes]  # data-only ones
+    upper: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveMount:
+    """A layer over a volume, mounted."""
+
+    mount: Mount  # the one users see
+    inner: Mount | None  # of the nested profile, while it is reachable
+    inner_path: bytes | None  # where it was mounted
+    profile: Profile
+    short_id: str
+    layer: bytes
+    lower: bytes
+
+    @property
+    def point(self) -> bytes:
+        """Where it is."""
+        return self.mount.point
+
+    @property
+    def verity(self) -> Verity:
+        """The option it was mounted with."""
+        values = (self.inner or self.mount).values(b"verity")
+        return Verity(values[0].decode()) if values else Verity.OFF
+
+    @property
+    def userxattr(self) -> bool:
+        """Whether it reads the `user.` namespace."""
+        return bool(self.mount.values(b"userxattr"))
+
+
+def live_mounts(among: Iterable[Mount]) -> list[LiveMount]:
+    """The mounts of layers in a mount table, in its order."""
+    table = list(among)
+    inner = {mount.point: mount for mount in table if mount.source.startswith(INNER_SOURCE)}
+    return [_live(mount, inner) for mount in table if mount.fstype == b"overlay" and mount.source.startswith(SOURCE)]
+
+
+def live_at(point: bytes, among: list[Mount]) -> list[LiveMount]:
+    """Those on top of each other at the top of one mount point, the visible one last; none under another's mount."""
+    live = {found.mount.id: found for found in live_mounts(among)}
+    stack: list[LiveMount] = []
+    for mount in reversed(stack_at(point, among)):
+        if mount.id not in live:
+            break
+        stack.insert(0, live[mount.id])
+    return stack
+
+
+def layers_of(mount: Mount) -> Layers:
+    """The layers in the options of an overlay, escapes removed; none for other filesystems."""
+    if mount.fstype != b"overlay":
+        return Layers([], [], None)
+    upper = mount.values(b"upperdir")
+    lowers, data = mount.values(b"lowerdir+"), mount.values(b"datadir+")
+    for value in mount.values(b"lowerdir"):
+        ordinary, *rest = re.split(rb"(?<!\\)((?:\\\\)*)::", value, maxsplit=1)
+        lowers += [_plain(path) for path in _split(ordinary + (rest[0] if rest else b""))]
+        data += [_plain(path) for path in _split(rest[1].replace(b"::", b":"))] if rest else []
+    escaped = mount.values(b"lowerdir")
+    return Layers(lowers, data, (_plain(upper[0]) if escaped else upper[0]) if upper else None)
+
+
+def _split(text: bytes) -> list[bytes]:
+    """At colons without a backslash."""
+    return re.findall(rb"(?:[^\\:]|\\.)+", text, re.DOTALL)
+
+
+def _plain(escaped: bytes) -> bytes:
+    return re.sub(rb"\\(.)", rb"\1", escaped, flags=re.DOTALL)
+
+
+def _live(mount: Mount, inner: dict[bytes, Mount]) -> LiveMount:
+    layers = layers_of(mount)
+    short_id = mount.source.removeprefix(SOURCE).decode(errors="backslashreplace")
+    top = layers.lowers[0] if layers.lowers else b""
+    below = layers_of(inner[top]) if top in inner else None
+    if layers.upper is not None:
+        profile, layer, lower = Profile.UPPER, layers.upper, top
+    elif layers.data:
+        profile, layer, lower = Profile.DATA_ONLY, top, layers.data[0]
+    elif below is not None or b"/inner/" in top:
+        profile, layer, lower = Profile.NESTED, below.lowers[0] if below else b"", layers.lowers[-1]
+    else:
+        profile, layer, lower = Profile.MERGE, top, layers.lowers[-1]
+    return LiveMount(
+        mount=mount,
+        inner=inner.get(top),
+        inner_path=top if profile is Profile.NESTED else None,
+        profile=profile,
+        short_id=short_id,
+        layer=layer,
+        lower=lower,
+    )

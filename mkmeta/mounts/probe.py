@@ -1,0 +1,221 @@
+"""What this kernel can mount, found out by mounting two tiny trees in a mount namespace of the probe's own.
+
+Version numbers say little: distributions carry features back, and sandboxes take them away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from mkmeta.codec.metacopy import encode_metacopy, encode_redirect
+from mkmeta.errors import MkmetaError, MountError, reason
+from mkmeta.linux.mount import FilesystemContext, MountFlags, mount, move_mount
+from mkmeta.linux.process import die_with_parent, ending_signals_held, release_ending_signals
+from mkmeta.linux.syscalls import CLONE_NEWNS, unshare
+from mkmeta.mounts.overlay import closing, make
+from mkmeta.mounts.profile import Plan, Profile, Verity
+from mkmeta.mounts.run import RunDirectory
+
+_MS_PRIVATE_REC: Final = 0x40000 | 0x4000  # sys/mount.h
+_DATA = b"data\n"
+_MTIME = 1_000_000_000  # seconds; recorded in the layer only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abilities:
+    """What worked. `failures` says why the rest did not, by the same names."""
+
+    profiles: frozenset[Profile] = frozenset()
+    verity: bool = False  # the option is taken; whether the volume has fs-verity is another matter
+    beneath: bool = False  # MOVE_MOUNT_BENEATH: mounts can be exchanged without a gap
+    by_descriptor: bool = False  # layers are taken as open files: no limit on paths
+    refresh: bool = False  # fspick(2)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def best(self) -> Profile:
+        """The profile `auto` stands for. Raises MountError."""
+        for profile in (Profile.NESTED, Profile.MERGE):
+            if profile in self.profiles:
+                return profile
+        why = self.failures.get(Profile.MERGE) or "unknown"
+        raise MountError(f"this kernel can mount no layer with fall-through: {why}", hint="see `mkmeta doctor`")
+
+
+def probe(run: RunDirectory, *, userxattr: bool = False) -> Abilities:
+    """Tries everything, for layers in one xattr namespace. Raises MountError when nothing can be mounted at all."""
+    with run.scratch() as directory:
+        found, failures = _in_child(lambda: _try_all(directory, run, userxattr=userxattr))
+    return Abilities(
+        profiles=frozenset(profile for profile in Profile if profile in found),
+        verity="verity" in found,
+        beneath="beneath" in found,
+        by_descriptor="descriptor" in found,
+        refresh="refresh" in found,
+        failures=failures,
+    )
+
+
+def _in_child(work: Callable[[], tuple[list[str], dict[str, str]]]) -> tuple[list[str], dict[str, str]]:
+    """The result of `work` in a child with a mount namespace of its own: its mounts end with it."""
+    reader, writer = os.pipe()
+    parent = os.getpid()
+    with ending_signals_held():
+        child = os.fork()
+        if child == 0:
+            _child(work, parent, writer)
+    os.close(writer)
+    try:
+        with open(reader, "rb") as stream:
+            answer = stream.read()
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        raise
+    finally:
+        os.waitpid(child, 0)
+    if not answer:
+        raise MountError("the probe of what this kernel can mount died")
+    found, failures = json.loads(answer)
+    if "namespace" in failures:
+        raise MountError(
+            f"nothing can be mounted here: {failures['namespace']}",
+            hint="mounting takes root, or namespaces of one's own: unshare --user --map-root-user --mount",
+        )
+    return found, failures
+
+
+def _child(work: Callable[[], tuple[list[str], dict[str, str]]], parent: int, writer: int) -> None:
+    status = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        release_ending_signals()
+        die_with_parent(parent)
+        try:
+            unshare(CLONE_NEWNS)
+            mount(b"none", b"/", None, _MS_PRIVATE_REC)
+            answer = work()
+        except OSError as error:
+            answer = ([], {"namespace": reason(error)})
+        os.write(writer, json.dumps(answer).encode())
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _try_all(top: bytes, run: RunDirectory, *, userxattr: bool) -> tuple[list[str], dict[str, str]]:
+    mount(b"mkmeta-probe", top, b"tmpfs", 0)
+    found: list[str] = []
+    failures: dict[str, str] = {}
+
+    def attempt(name: str, work: Callable[[], str | None]) -> None:
+        """Notes whether something works: it returns what was wrong."""
+        try:
+            wrong = work()
+        except OSError as error:
+            wrong = f"{reason(error)}"
+        except MkmetaError as error:
+            wrong = error.message
+        if wrong is None:
+            found.append(name)
+        else:
+            failures[name] = wrong
+
+    namespace = "user" if userxattr else "trusted"
+    try:
+        _make_trees(top, namespace.encode() + b".overlay.")
+    except OSError as error:
+        return [], dict.fromkeys(Profile, f"{namespace}.* attributes cannot be set here: {reason(error)}")
+    for profile in Profile:
+        attempt(profile, lambda profile=profile: _try_profile(top, run, profile, userxattr=userxattr))  # type: ignore[misc]
+    able = Profile.DATA_ONLY if Profile.DATA_ONLY in found else Profile.MERGE
+    attempt("verity", lambda: _try_verity(top, run, able, userxattr=userxattr))
+    attempt("descriptor", lambda: _try_descriptor(top))
+    attempt("beneath", lambda: _try_beneath(top))
+    attempt("refresh", lambda: _try_refresh(top))
+    return found, failures
+
+
+def _make_trees(top: bytes, namespace: bytes) -> None:
+    """A volume, and a layer with an opaque directory and a metacopy file in it."""
+    for name in (b"volume/dir", b"layer/dir", b"work", b"inner", b"point"):
+        os.makedirs(top + b"/" + name)
+    for name in (b"volume/dir/file", b"volume/dir/hidden", b"volume/through"):
+        with open(top + b"/" + name, "wb") as file:
+            file.write(_DATA)
+    path = top + b"/layer/dir/file"
+    with open(path, "wb") as file:
+        file.truncate(len(_DATA))
+    os.setxattr(path, namespace + b"metacopy", encode_metacopy(None))
+    os.setxattr(path, namespace + b"redirect", encode_redirect(b"dir/file"))
+    os.utime(path, (_MTIME, _MTIME))
+    for name in (b"opaque", b"overlay.opaque"):
+        os.setxattr(top + b"/layer/dir", namespace + name, b"y")
+
+
+def _plan(top: bytes, profile: Profile, *, userxattr: bool, verity: Verity = Verity.OFF) -> Plan:
+    return Plan(
+        profile=profile,
+        layer=top + b"/layer",
+        lower=top + b"/volume",
+        short_id=b"probe",
+        work=top + b"/work",
+        userxattr=userxattr,
+        verity=verity,
+    )
+
+
+def _try_profile(top: bytes, run: RunDirectory, profile: Profile, *, userxattr: bool) -> str | None:
+    plan = _plan(top, profile, userxattr=userxattr)
+    inner = plan.inner()
+    if inner is not None:
+        with closing(make(inner, run.scratch)) as fd:
+            move_mount(fd, top + b"/inner")
+    with closing(make(plan.outer(top + b"/inner"), run.scratch)) as fd:
+        return _wrong(fd, closed=profile is Profile.DATA_ONLY)
+
+
+def _wrong(fd: int, *, closed: bool) -> str | None:
+    """What is wrong with the probe's trees, mounted; None when all is well."""
+    if int(os.stat(b"dir/file", dir_fd=fd).st_mtime) != _MTIME:
+        return "the layer's attributes do not show"
+    file = os.open(b"dir/file", os.O_RDONLY | os.O_CLOEXEC, dir_fd=fd)
+    with open(file, "rb") as stream:
+        if stream.read() != _DATA:
+            return "a file of the layer does not have the volume's data"
+    with closing(os.open(b"dir", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)) as directory:
+        if os.listdir(directory) != ["file"]:
+            return "a complete directory of the layer is still searched on the volume"
+    if not closed:
+        os.stat(b"through", dir_fd=fd)
+    return None
+
+
+def _try_verity(top: bytes, run: RunDirectory, profile: Profile, *, userxattr: bool) -> None:
+    plan = _plan(top, profile, userxattr=userxattr, verity=Verity.ON)
+    os.close(make(plan.inner() or plan.outer(b""), run.scratch))
+
+
+def _try_descriptor(top: bytes) -> None:
+    with FilesystemContext.open(b"overlay") as context, closing(os.open(top, os.O_PATH | os.O_CLOEXEC)) as fd:
+        context.set_fd(b"lowerdir+", fd)
+
+
+def _try_beneath(top: bytes) -> None:
+    for beneath in (False, True):
+        with FilesystemContext.open(b"tmpfs") as context:
+            context.create()
+            with closing(context.mount(MountFlags(0))) as fd:
+                move_mount(fd, top + b"/point", beneath=beneath)
+
+
+def _try_refresh(top: bytes) -> None:
+    with FilesystemContext.pick(top) as context:
+        context.reconfigure()

@@ -1,0 +1,1 @@
+"""Built layers kept as numbered generations (formats/store.md)."""

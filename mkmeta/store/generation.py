@@ -1,0 +1,143 @@
+"""One built layer of a store, under its number (formats/store.md section 1). Opened lazily: the name says the most."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from typing import Final, Self
+
+from mkmeta.digest import ObjectId
+from mkmeta.errors import StoreError, reason
+from mkmeta.store.record import NUMBER_MAX, Record, encode, path_fields, utc_now
+
+GENERATIONS: Final = b"generations"  # the directory of them, in the store
+MANIFEST: Final = b"manifest.mkm"
+LAYER: Final = b"layer"
+ABOUT: Final = b"generation.json"
+SHORT_ID_DIGITS: Final = 12  # FORMAT
+_KIND = "mkmeta-generation"
+_WRITTEN = b"written"
+_WORK = b"work"
+_NAME = re.compile(rb"([0-9]{6,16})-([0-9a-f]{12})")
+_HINT = "build its manifest again: mkmeta build MANIFEST --store STORE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """How a generation was built."""
+
+    id: ObjectId
+    root: bytes  # the directory that was scanned
+    redirect_prefix: bytes  # where that lies below the lower layer; empty: it is the lower layer
+    userxattr: bool  # the layer's overlayfs xattrs are user.overlay.*
+    verity: bool  # it has fs-verity digests
+    entries: int  # in the tree, without the root
+    built_ns: int  # since the epoch, in whole seconds: when it was complete
+
+    def is_alike(self, other: About) -> bool:
+        """Whether the layers are the same."""
+        return (self.id, self.redirect_prefix, self.userxattr, self.verity) == (
+            other.id,
+            other.redirect_prefix,
+            other.userxattr,
+            other.verity,
+        )
+
+    def encode(self, number: int) -> bytes:
+        """The generation.json of generation `number`, complete now."""
+        fields: dict[str, object] = {
+            "number": number,
+            "id": self.id.hex(),
+            **path_fields("root", self.root),
+            **path_fields("redirect_prefix", self.redirect_prefix),
+            "userxattr": self.userxattr,
+            "verity": self.verity,
+            "entries": self.entries,
+            "built": utc_now(),
+        }
+        return encode(_KIND, fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A generation; that it is one, its name says."""
+
+    store: bytes  # path
+    number: int
+    short_id: str  # the first twelve digits of the manifest ID
+
+    @classmethod
+    def named(cls, store: bytes, name: bytes) -> Self | None:
+        """The generation that a name in the store stands for; None when that is not the form of one's name."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        generation = cls(store, int(match[1]), match[2].decode())
+        return generation if generation.name == name and 1 <= generation.number <= NUMBER_MAX else None
+
+    @property
+    def name(self) -> bytes:
+        """Of its directory."""
+        return b"%06d-%b" % (self.number, self.short_id.encode())
+
+    @property
+    def path(self) -> bytes:
+        """Its directory."""
+        return os.path.join(self.store, GENERATIONS, self.name)
+
+    @property
+    def layer(self) -> bytes:
+        """What is mounted."""
+        return os.path.join(self.path, LAYER)
+
+    @property
+    def manifest(self) -> bytes:
+        """What it was built from."""
+        return os.path.join(self.path, MANIFEST)
+
+    @property
+    def work(self) -> bytes:
+        """The workdir of a writable mount; exists once `mark_written` was called."""
+        return os.path.join(self.path, _WORK)
+
+    @property
+    def written(self) -> bool:
+        """Whether the layer was mounted as a writable upper: it may differ from the manifest since."""
+        return os.path.lexists(os.path.join(self.path, _WRITTEN))
+
+    def about(self) -> About:
+        """How it was built. Raises StoreError."""
+        path = os.path.join(self.path, ABOUT)
+        try:
+            record = Record.read(path, _KIND, hint=_HINT)
+        except FileNotFoundError:
+            raise StoreError("is missing", path=path, hint=_HINT) from None
+        about = About(
+            id=record.object_id("id"),
+            root=record.path_of("root"),
+            redirect_prefix=record.path_of("redirect_prefix"),
+            userxattr=record.flag("userxattr"),
+            verity=record.flag("verity"),
+            entries=record.integer("entries", low=0),
+            built_ns=record.time("built")[1],
+        )
+        if record.integer("number") != self.number or about.id.hex()[:SHORT_ID_DIGITS] != self.short_id:
+            record.damaged("is about another generation")
+        return about
+
+    def mark_written(self) -> None:
+        """Says, durably, that the layer may be written to from now on, and makes `work`. Raises StoreError."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open(_WRITTEN, flags, 0o644, dir_fd=fd))
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(_WORK, 0o700, dir_fd=fd)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StoreError(f"cannot be made writable: {reason(error)}", path=self.path) from None

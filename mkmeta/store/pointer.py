@@ -1,0 +1,185 @@
+"""The pointer: a small file on the volume that tells clients which generation to mount (formats/store.md section 5)."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from mkmeta.digest import ObjectId
+from mkmeta.errors import StoreError, UsageError, printable, reason
+from mkmeta.manifest.output import atomic_output
+from mkmeta.manifest.reader import ManifestReader
+from mkmeta.store.generation import Generation
+from mkmeta.store.record import Record, encode, path_fields, utc_now
+from mkmeta.store.store import Store
+
+_KIND = "mkmeta-pointer"
+_NAME_MAX: Final = 160  # bytes of a pointer's name: number, ID and what an unfinished file has go behind it
+_COMPONENT_MAX: Final = 255  # bytes; NAME_MAX
+_COMPARED_BYTES: Final = 1 << 20
+_HINT = "the publisher can put it right: remove it, then mkmeta publish"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pointer:
+    """What a pointer file says."""
+
+    serial: int  # one more with every `publish`
+    generation: int
+    id: ObjectId
+    published: str  # RFC 3339, UTC
+    manifest: bytes  # a name in the pointer's directory
+    rollback: bool  # clients on a newer generation go back to this one
+
+
+def read_pointer(path: bytes) -> Pointer:
+    """Reads a pointer. Raises StoreError with its path, whatever the bytes are."""
+    try:
+        record = Record.read(path, _KIND, hint=_HINT)
+    except FileNotFoundError:
+        raise StoreError("there is no such pointer", path=path, hint="mkmeta publish makes one") from None
+    manifest = record.path_of("manifest")
+    if not 0 < len(manifest) <= _COMPONENT_MAX or b"/" in manifest or manifest in (b".", b".."):
+        record.damaged("'manifest' is not the name of a file")
+    return Pointer(
+        serial=record.integer("serial"),
+        generation=record.integer("generation"),
+        id=record.object_id("id"),
+        published=record.time("published")[0],
+        manifest=manifest,
+        rollback=record.flag("rollback"),
+    )
+
+
+def publish(store: Store, pointer_path: bytes, generation: Generation, *, rollback: bool) -> Pointer:
+    """Announces a generation: its manifest appears beside the pointer, then the pointer names it. Hold `publish_lock`.
+
+    `rollback` allows a number below the one announced, and has clients go back. Raises StoreError, and MkmetaError when
+    something cannot be written; the pointer that was there is then still good.
+    """
+    directory, name = os.path.split(os.path.abspath(pointer_path))
+    directory = os.path.realpath(directory)
+    path = os.path.join(directory, name)
+    _check_name(pointer_path, path, name)
+    old = read_pointer(path) if os.path.lexists(path) else None
+    about = generation.about()
+    if old is not None:
+        _check_successor(pointer_path, old, generation, about.id, rollback=rollback)
+    manifest = b"%b-%b.mkm" % (name, generation.name)
+    pointer = Pointer(
+        serial=old.serial + 1 if old else 1,
+        generation=generation.number,
+        id=about.id,
+        published=utc_now(),
+        manifest=manifest,
+        # clients that missed the first word of it must still go back, until what they have is no longer the newest
+        rollback=rollback or bool(old and old.rollback and generation.number < store.last_number()),
+    )
+    _copy_manifest(generation, about.id, os.path.join(directory, manifest))
+    with atomic_output(path) as stream:
+        stream.write(_encode(pointer))
+    _prune(directory, name, {manifest, old.manifest if old else manifest})
+    return pointer
+
+
+def _encode(pointer: Pointer) -> bytes:
+    fields: dict[str, object] = {
+        "serial": pointer.serial,
+        "generation": pointer.generation,
+        "id": pointer.id.hex(),
+        "published": pointer.published,
+        **path_fields("manifest", pointer.manifest),
+        "rollback": pointer.rollback,
+    }
+    return encode(_KIND, fields)
+
+
+def _check_name(given: bytes, path: bytes, name: bytes) -> None:
+    if os.path.islink(path):
+        raise StoreError("is a symbolic link", path=given, hint="name the file itself: clients look beside it")
+    if not os.path.isdir(os.path.dirname(path)):
+        raise StoreError("the directory it goes into does not exist", path=given, hint="make it first")
+    if os.path.isdir(path) or not name:
+        raise UsageError("is a directory", path=given, hint="name a file for the pointer")
+    if len(name) > _NAME_MAX:
+        raise UsageError(f"the name of a pointer has at most {_NAME_MAX} bytes", path=given)
+
+
+def _check_successor(
+    path: bytes, old: Pointer, generation: Generation, manifest_id: ObjectId, *, rollback: bool
+) -> None:
+    number = generation.number
+    if number == old.generation and manifest_id != old.id:
+        raise StoreError(
+            f"names another manifest as generation {number}, {old.id.hex()[:12]}",
+            path=path,
+            hint="a pointer belongs to one store: publish from that, or to a new pointer",
+        )
+    if number < old.generation and not rollback:
+        raise StoreError(
+            f"names generation {old.generation}, which is newer than {number}",
+            path=path,
+            hint="--rollback publishes an older one, and clients go back to it",
+        )
+
+
+def _copy_manifest(generation: Generation, manifest_id: ObjectId, path: bytes) -> None:
+    """Puts the generation's manifest at `path`, unless it is there: clients may be reading it."""
+    with ManifestReader.open(generation.manifest) as reader:
+        if reader.id != manifest_id:
+            raise StoreError("is not the manifest of this generation", path=generation.manifest)
+        if _is_copy(generation.manifest, path):
+            return
+        with atomic_output(path) as stream:
+            reader.copy_to(stream)
+
+
+def _is_copy(one: bytes, other: bytes) -> bool:
+    with contextlib.suppress(OSError), open(one, "rb") as a, open(other, "rb") as b:
+        if os.fstat(a.fileno()).st_size == os.fstat(b.fileno()).st_size:
+            while data := a.read(_COMPARED_BYTES):
+                if data != b.read(_COMPARED_BYTES):
+                    return False
+            return True
+    return False
+
+
+def _prune(directory: bytes, name: bytes, keep: set[bytes]) -> None:
+    """Removes manifests of this pointer that nobody is told of any more, and what killed calls left of them."""
+    pattern = re.compile(
+        rb"(\.?)" + re.escape(name) + rb"-[0-9]{6,16}-[0-9a-f]{12}\.mkm(\.mkmeta-[0-9a-f]{8})?", re.DOTALL
+    )
+    try:
+        found = os.listdir(directory)
+    except OSError as error:
+        raise StoreError(f"cannot be listed: {reason(error)}", path=directory) from None
+    for entry in map(os.fsencode, found):
+        match = pattern.fullmatch(entry)
+        if match is None or bool(match[1]) != bool(match[2]) or entry in keep:
+            continue
+        path = os.path.join(directory, entry)
+        try:
+            if not match[2] or _is_left(path):
+                os.unlink(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StoreError(
+                f"published, but {printable(entry)} cannot be removed: {reason(error)}", path=directory
+            ) from None
+
+
+def _is_left(path: bytes) -> bool:
+    """Whether nobody is writing this file any more."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
