@@ -291,6 +291,12 @@ def _checked_plan(request: Request, generation: Generation, lower: bytes) -> Pla
             path=generation.path,
             hint="if it is the same volume under another name, say so with --other-root",
         )
+    if request.verity is Verity.REQUIRE and not about.verity:
+        raise RefusedError(
+            "--verity require: the layer has no fs-verity digests, every open would fail",
+            path=generation.layer,
+            hint="scan with verity digests and build without --no-verity, or leave --verity away",
+        )
     if request.verity is not Verity.OFF:
         plain = unverified_file(generation.layer, lower, userxattr=about.userxattr)
         if plain is not None:

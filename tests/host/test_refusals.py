@@ -42,6 +42,13 @@ def test_verity_over_a_volume_without(host: Host, verity: str) -> None:
     assert "grp/paint/v1/" in refused.err
 
 
+def test_verity_required_of_a_layer_without(host: Host) -> None:
+    host.call("build", host.top / "sw.mkm", "--store", host.store, "--no-verity")
+    assert "no fs-verity digests" in host.activate("--verity", "require", check=16).err
+    host.activate("--verity", "on")  # harmless: there is nothing to compare
+    host.call("deactivate", host.point)
+
+
 @pytest.mark.parametrize("profile", ["nested", "merge", "data-only", "upper"])
 def test_a_layer_made_from_another_root(host: Host, profile: str, mount: Mount) -> None:
     other = host.top / "other"
