@@ -1,0 +1,1 @@
+"""Operations on recorded trees: comparing, merging, pruning."""

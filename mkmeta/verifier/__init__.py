@@ -1,0 +1,1 @@
+"""Whether layers and volumes still are what a manifest says."""
