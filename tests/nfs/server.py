@@ -99,13 +99,13 @@ class Client:
     def rpcs(self) -> Iterator[Counter[str]]:
         """Counts the RPCs sent meanwhile, by operation; the counter is filled at the end."""
         sent: Counter[str] = Counter()
-        before = self._sent()
+        before = self.sent()
         yield sent
-        sent.update(self._sent() - before)
+        sent.update(self.sent() - before)
         for operation in _BACKGROUND:
             del sent[operation]
 
-    def _sent(self) -> Counter[str]:
+    def sent(self) -> Counter[str]:
         """The RPCs of this mount since it was mounted (/proc/self/mountstats: per operation, the first figure)."""
         devices = Path("/proc/self/mountstats").read_text().split("device ")
         (mine,) = (text for text in devices if f" mounted on {self.where} with fstype nfs" in text)
@@ -128,13 +128,27 @@ def silence() -> Iterator[None]:
         yield
 
 
+_netem_in_force: list[tuple[str, ...]] = []
+
+
 @contextlib.contextmanager
 def _netem(*what: str) -> Iterator[None]:
-    call("tc", "qdisc", "replace", "dev", "lo", "root", "netem", *what)
+    """The network behaves like this; then as it did before."""
+    _netem_in_force.append(what)
+    _apply_netem()
     try:
         yield
     finally:
-        call("tc", "qdisc", "del", "dev", "lo", "root")
+        _netem_in_force.pop()
+        _apply_netem()
+
+
+def _apply_netem() -> None:
+    device = ("dev", "lo", "root")
+    if _netem_in_force:
+        call("tc", "qdisc", "replace", *device, "netem", *_netem_in_force[-1])
+    else:
+        call("tc", "qdisc", "del", *device)
 
 
 def round_trip(client: Client) -> float:

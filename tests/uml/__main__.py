@@ -1,6 +1,7 @@
 """Runs pytest inside a user-mode-linux kernel, which has the NFS server and client this machine may lack.
 
-    python -m tests.uml                               the NFS tests, newest kernel
+    python -m tests.uml                               the NFS tests but for the slow, newest kernel
+    python -m tests.uml -m nfs                        all of them
     python -m tests.uml --kernel 6.1 -x -k scan       another kernel; what is not known here goes to pytest
     python -m tests.uml -m 'not slow' tests/compiler  other tests on that kernel
 
@@ -106,7 +107,7 @@ def _run(work: Path, kernel: Path, pytest_args: list[str], memory: int, time_lim
             "no:cacheprovider",
             f"--color={color}",
             "-m",
-            "nfs",
+            "nfs and not slow",
             *pytest_args,
         ],
         "environment": {"PATH": f"{Path(sys.executable).parent}:{PATH}", "COLUMNS": "120", "LC_ALL": "C.UTF-8"},
@@ -126,6 +127,7 @@ def _run(work: Path, kernel: Path, pytest_args: list[str], memory: int, time_lim
                 *("con=null", "con0=null,fd:1", f"con1=null,fd:{writing}"),
                 *(f"init={work}/python", "--", f"{work}/top/tests/uml/guest.py", f"{work}/job.json"),
             ]
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not without killing the guest
             guest = subprocess.Popen(
                 command,
                 cwd=kernel,  # its loader is named relative to this directory (.ci/kernels)
