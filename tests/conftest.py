@@ -81,6 +81,7 @@ def _probe() -> dict[str, bool]:
             "overlay in user namespaces": _overlay(scratch, "--user", "--map-root-user"),
             "data-only userxattr": _data_only_userxattr(scratch),
             "loop mounts": root and _loop(scratch),
+            "NFS sandbox": root and "MKMETA_NFS_SANDBOX" in os.environ,  # set by tests/uml/guest.py
         }
         tools = (
             "rsync",

@@ -176,19 +176,19 @@ class DirectoryReader:
         listing = Listing()
         fd = self._enter(path)
         try:
-            before = os.fstat(fd)
+            before = _fstat(fd, path)
             if before.st_dev != self._rules.device:
                 raise Unfaithful(path, _MOUNT_POINT)
             names = self._rules.select.names(select) if kind is DirectoryKind.MERGE else None
             if names is None:
-                names = _listdir(path)
+                names = _listdir(fd, path)
             prefix = path + b"/" if path else b""
             if kind is DirectoryKind.MERGE:
                 self._read_merge(prefix, sorted(names), select, hide, listing)
             else:
                 self._read_opaque(prefix, sorted(names), select, hide, listing)
             self._describe(path, before, kind, listing)
-            if kind is DirectoryKind.OPAQUE and not _same(os.fstat(fd), before):
+            if kind is DirectoryKind.OPAQUE and not _same(_fstat(fd, path), before):
                 raise _Changed(path)
         finally:
             os.close(fd)
@@ -438,9 +438,18 @@ def _same(seen: os.stat_result, before: os.stat_result) -> bool:
     )
 
 
-def _listdir(path: bytes) -> set[bytes]:
+def _fstat(fd: int, path: bytes) -> os.stat_result:
+    """What fstat(2) says of an open directory: a file server may be asked, and not answer."""
     try:
-        return set(os.listdir(b"."))
+        return os.fstat(fd)
+    except OSError as error:
+        raise _failure(path, error) from None
+
+
+def _listdir(fd: int, path: bytes) -> set[bytes]:
+    """The names in an open directory: opening it once more would be one more question to a file server."""
+    try:
+        return set(map(os.fsencode, os.listdir(fd)))
     except OSError as error:
         raise _failure(path, error) from None
 

@@ -253,5 +253,5 @@ def _weight(result: Result) -> int:
             return len(result.data)
         case Partial():
             return sum(map(len, result.pieces))
-        case Problem():
-            return 0
+        case Problem():  # sent at once: it may be the end of the scan, and each task of a dead volume waits for long
+            return _OUTBOX_BYTES

@@ -318,10 +318,10 @@ def test_only_directories_that_can_lead_to_a_match_are_listed(volume: Path, monk
     log = volume.parent / "listed"
     real = listing._listdir
 
-    def logged(path: bytes) -> set[bytes]:
+    def logged(fd: int, path: bytes) -> set[bytes]:
         with log.open("ab") as file:
             file.write(path + b"\n")
-        return real(path)
+        return real(fd, path)
 
     monkeypatch.setattr(listing, "_listdir", logged)
     scan_tree(volume, "good/lib/deep", "bad/l*b/a")
