@@ -98,7 +98,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         type=os.fsencode,
         action="append",
         default=[],
-        help="do not record the extended attributes whose names match, such as 'security.selinux' or 'lustre.*'",
+        help="do not record the extended attributes whose names match, such as 'security.selinux' or 'lustre.*'; with '*' "
+        "none is asked for, which on NFS saves a request for every name (ACLs are extended attributes too)",
     )
     what.add_argument(
         "--digest",

@@ -162,6 +162,8 @@ class DirectoryReader:
         self._rules = rules
         self._hasher = ContentHasher(rules.digests)
         self._drop_start = rules.drop_xattrs.start()
+        # Where none is to be recorded none is asked for: on NFS each answer takes a request (GETACL, LISTXATTRS)
+        self._list_xattrs = _no_xattrs if b"*" in rules.drop_xattrs.sources else _list_xattrs
         self.matched: set[int] = set()  # selection patterns seen to match
 
     def read_directory(self, path: bytes, kind: DirectoryKind, select: State, hide: State) -> Listing:
@@ -198,7 +200,7 @@ class DirectoryReader:
         listing = Listing()
         parent, slash, name = path.rpartition(b"/")
         os.close(self._enter(parent))
-        (seen,), (xattr_names,) = _look(parent + slash, [name]), _list_xattrs(parent + slash, [name])
+        (seen,), (xattr_names,) = _look(parent + slash, [name]), self._list_xattrs(parent + slash, [name])
         if not stat.S_ISREG(seen.st_mode):
             raise _Changed(path)
         listing.pieces = [pack(self._row(parent + slash, name, seen, xattr_names, listing))]
@@ -223,7 +225,7 @@ class DirectoryReader:
         if hide:
             names, below_hide = self._visible(names, hide, listing.tally)
         looks = _look(prefix, names)  # all of one kind of call after the other: half the time of taking turns
-        xattrs = _list_xattrs(prefix, names)
+        xattrs = self._list_xattrs(prefix, names)
         crowded = bool(self._rules.mount_points) or len(prefix) > PATH_LIMIT - NAME_MAX
         large = LARGE_FILE if self._hasher.enabled else SIZE_MAX
         rows: list[list[object]] = []
@@ -304,7 +306,7 @@ class DirectoryReader:
 
     def _row_once_more(self, prefix: bytes, name: bytes, listing: Listing) -> list[object]:
         def row() -> list[object]:
-            (seen,), (xattr_names,) = _look(prefix, [name]), _list_xattrs(prefix, [name])
+            (seen,), (xattr_names,) = _look(prefix, [name]), self._list_xattrs(prefix, [name])
             return self._row(prefix, name, seen, xattr_names, listing)
 
         return _twice(row)
@@ -373,7 +375,7 @@ class DirectoryReader:
         """The directory's own entry."""
         if own.st_uid > ID_MAX or own.st_gid > ID_MAX:
             raise Unfaithful(path, _NO_OWNER)
-        (xattr_names,) = _list_xattrs(path, [b"."])
+        (xattr_names,) = self._list_xattrs(path, [b"."])
         xattrs = self._read_xattrs(path, b"", xattr_names, listing.tally) if xattr_names else []
         fields = pack([path.rpartition(b"/")[2], own.st_mode, own.st_uid, own.st_gid, *divmod(own.st_mtime_ns, NS)])
         # an array of so few elements has a header of one byte; three more fields follow, and the xattrs
@@ -470,6 +472,10 @@ def _list_xattrs(prefix: bytes, names: list[bytes]) -> list[list[str]]:
         if error.errno == errno.EOPNOTSUPP:
             return [_list_xattrs(prefix, [name])[0] for name in names] if len(names) > 1 else [[]]
         raise _failure(prefix + (b"" if error.filename == b"." else error.filename), error) from None
+
+
+def _no_xattrs(_prefix: bytes, names: list[bytes]) -> list[list[str]]:
+    return [[]] * len(names)
 
 
 def _readlink(prefix: bytes, name: bytes) -> bytes:

@@ -306,6 +306,19 @@ def test_dropped_xattrs(volume: Path) -> None:
     assert scanned.report.counts.dropped_xattrs == 1
 
 
+@pytest.mark.needs("user xattrs")
+def test_when_all_xattrs_are_dropped_none_is_asked_for(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NFS every answer is a request."""
+    os.setxattr(volume / "good/z", "user.x", b"1")
+
+    def unexpected(*_args: object, **_kwargs: object) -> list[str]:
+        raise AssertionError("asked for xattrs")
+
+    monkeypatch.setattr(os, "listxattr", unexpected)
+    scanned = scan_tree(volume, drop_xattrs=(b"*",))
+    assert scanned.nodes()[b"good/z"].xattrs == ()
+
+
 def test_nfs4_acls_are_counted(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.listxattr
     monkeypatch.setattr(os, "listxattr", lambda *a, **k: [*real(*a, **k), "system.nfs4_acl", "system.nfs4_dacl"])
