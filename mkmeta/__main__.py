@@ -22,7 +22,7 @@ class _Terminated(BaseException):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code. A traceback from here is a bug."""
-    args = make_parser().parse_args(argv)
+    args = make_parser(argv).parse_args(argv)
     try:
         code: int = args.run(args)
         sys.stdout.flush()

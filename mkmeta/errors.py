@@ -33,6 +33,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     INCOMPLETE = 3
+    DIFFERENT = 4
     BAD_MANIFEST = 10
     ID_MISMATCH = 11
     NOTHING_SELECTED = 12

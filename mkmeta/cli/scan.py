@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mkmeta.cli.output import emit, human_bytes, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, UsageError, printable, reason
 from mkmeta.manifest.output import atomic_output
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import DigestName
-from mkmeta.scanner.listing import Counts
+from mkmeta.scanner.records import Counts
 from mkmeta.scanner.scan import OnError, ScanOptions, ScanReport, scan
 from mkmeta.workers import available_processors
 
@@ -41,10 +43,12 @@ examples:
   mkmeta scan /mnt/sw -o sw.mkm
   mkmeta scan /mnt/sw --select 'grp/*/v*/lib' --select 'tools/**/python' -o sw.mkm
   find-releases | mkmeta scan /mnt/sw --select-from - --digest none -o sw.mkm
+  mkmeta scan /mnt/sw --base sw.mkm -o sw.mkm                                again: reads what has changed
+  mkmeta scan /mnt/sw --base sw.mkm --only grp/paint/v1.2 -o sw.mkm          looks at one release only
 
 exit codes:
-  0 done; 3 done, but subtrees were left out; 12 no pattern matched; 13 stopped by --on-error fail;
-  1 failed, nothing written; 2 bad usage; 130 interrupted
+  0 done; 3 done, but subtrees were left out; 10 the base is damaged; 12 no pattern matched; 13 stopped by
+  --on-error fail; 1 failed, nothing written; 2 bad usage, or a base that does not fit; 130 interrupted
 """
 
 
@@ -98,16 +102,36 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         type=os.fsencode,
         action="append",
         default=[],
-        help="do not record the extended attributes whose names match, such as 'security.selinux' or 'lustre.*'; with '*' "
-        "none is asked for, which on NFS saves a request for every name (ACLs are extended attributes too)",
+        help="do not record the extended attributes whose names match, such as 'security.selinux' or 'lustre.*'; "
+        "with '*' none is asked for, which on NFS saves a request for every name (ACLs are extended attributes too)",
     )
     what.add_argument(
         "--digest",
         metavar="LIST",
         type=_digests,
-        default=tuple(DigestName),
+        default=None,
         help="what to compute of file contents: verity,blake3 (the default), verity, blake3 or none. "
         "Each file is read once; none reads no content at all",
+    )
+    again = parser.add_argument_group("scanning again")
+    again.add_argument(
+        "--base",
+        metavar="MANIFEST",
+        type=os.fsencode,
+        help="an earlier manifest of ROOT: what has not changed since, by inode number, change time, mtime and size, "
+        "is not read again. Patterns and digests that are not given are those of the base",
+    )
+    again.add_argument(
+        "--only",
+        metavar="PATTERN",
+        type=os.fsencode,
+        action="append",
+        default=[],
+        help="with --base: look at what matches and nothing else; the rest is taken from the base unseen. For whoever "
+        "knows what was published or deleted",
+    )
+    again.add_argument(
+        "--no-trust", action="store_true", help="with --base: read everything that is looked at, changed or not"
     )
     how = parser.add_argument_group("how")
     how.add_argument(
@@ -135,26 +159,44 @@ def run(args: argparse.Namespace) -> ExitCode:
         raise UsageError("--json and a manifest cannot both go to stdout", hint="name a file with -o")
     if to_stdout and sys.stdout.isatty():
         raise UsageError("a manifest is not for a terminal", hint="name a file with -o, or use a pipe")
-    options = ScanOptions(
-        root=args.root,
-        select=(*args.select, *(pattern for file in args.select_from for pattern in _read_patterns(file))),
-        hide=tuple(args.hide),
-        drop_xattrs=tuple(args.drop_xattr),
-        digests=args.digest,
-        workers=args.jobs,
-        on_error=OnError(args.on_error),
-    )
-    if (args.select or args.select_from) and not options.select:
-        raise UsageError("the pattern files hold no pattern", hint="leave out --select-from to record everything")
+    if (args.only or args.no_trust) and args.base is None:
+        raise UsageError(f"{'--only' if args.only else '--no-trust'} goes with --base")
     started = time.monotonic()
-    if to_stdout:
-        report = _scan(args, options, sys.stdout.buffer)
-    else:
-        _check_outside(args.output, args.root)
-        with atomic_output(args.output) as stream:
-            report = _scan(args, options, stream)
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(ManifestReader.open(args.base)) if args.base is not None else None
+        report = _run(args, _options(args, base), to_stdout=to_stdout)
     _show(args, report, time.monotonic() - started, to_stdout)
     return ExitCode.INCOMPLETE if report.left_out else ExitCode.DONE
+
+
+def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptions:
+    """What is asked for; with a base, what is not given is as there."""
+    select = (*args.select, *(pattern for file in args.select_from for pattern in _read_patterns(file)))
+    if (args.select or args.select_from) and not select:
+        raise UsageError("the pattern files hold no pattern", hint="leave out --select-from to record everything")
+    given: dict[str, Any] = {"select": select, "hide": tuple(args.hide), "drop_xattrs": tuple(args.drop_xattr)}
+    digests = args.digest
+    if base is not None:
+        given = {name: value or getattr(base.info, name) for name, value in given.items()}
+        digests = tuple(base.root.digests) if digests is None else digests
+    return ScanOptions(
+        root=args.root,
+        **given,
+        digests=tuple(DigestName) if digests is None else digests,
+        workers=args.jobs,
+        on_error=OnError(args.on_error),
+        base=base,
+        only=tuple(args.only),
+        trust=not args.no_trust,
+    )
+
+
+def _run(args: argparse.Namespace, options: ScanOptions, *, to_stdout: bool) -> ScanReport:
+    if to_stdout:
+        return _scan(args, options, sys.stdout.buffer)
+    _check_outside(args.output, args.root)
+    with atomic_output(args.output) as stream:
+        return _scan(args, options, stream)
 
 
 def _scan(args: argparse.Namespace, options: ScanOptions, stream: BinaryIO) -> ScanReport:
@@ -224,6 +266,7 @@ def _summary(report: ScanReport, seconds: float) -> list[str]:
         (counts.snapshots, ".snapshot directories not recorded: reach them on the volume itself"),
         (counts.nfs4_acl, "entries with an NFSv4 ACL, which a layer cannot carry: their mode bits stand for it"),
         (counts.dropped_xattrs, "extended attributes left out by --drop-xattr"),
+        (counts.unchanged, "entries as in the base, and so not read"),
         (len(report.left_out), "subtrees left out, named above: they show through from the volume"),
     )
     return lines + [f"note       {count} {text}" for count, text in remarks if count]

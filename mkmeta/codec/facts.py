@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from operator import sub
 
 from mkmeta.codec.container import Location
@@ -55,15 +56,15 @@ def decode_facts(data: bytes, where: str, *, entries: int) -> Facts:
     if not len(inodes) == len(change_times) == entries:
         raise FormatError(f"{where}: {len(inodes)} inode numbers, {len(change_times)} times for {entries} entries")
     return Facts(
-        inodes=[value % _MODULUS for value in _sums(inodes)],
+        inodes=_unsigned(_sums(inodes)),
         change_times=_sums(change_times),
         children=[_location(child, where) for child in children],
     )
 
 
 def _integers(column: list[object], where: str) -> list[int]:
-    integers = [value for value in column if type(value) is int and value < _HALF]
-    if len(integers) != len(column):
+    integers: list[int] = column  # type: ignore[assignment]  # which is looked into next
+    if set(map(type, column)) - {int} or max(integers, default=0) >= _HALF:
         raise FormatError(f"{where}: a difference is not a signed 64-bit integer")
     return integers
 
@@ -87,10 +88,12 @@ def _pack_differences(values: Sequence[int]) -> bytes:
     return pack(differences)
 
 
-def _sums(differences: Iterable[int]) -> list[int]:
-    total = 0
-    values = []
-    for difference in differences:
-        total = _signed(total + difference)
-        values.append(total)
-    return values
+def _unsigned(values: list[int]) -> list[int]:
+    return values if min(values, default=0) >= 0 else [value % _MODULUS for value in values]
+
+
+def _sums(differences: Sequence[int]) -> list[int]:
+    values = list(accumulate(differences))
+    if not values or (min(values) >= -_HALF and max(values) < _HALF):
+        return values
+    return list(accumulate(differences, lambda total, difference: _signed(total + difference)))

@@ -21,6 +21,7 @@ class Info:
     tool: str  # name and version of the writer
     select: tuple[bytes, ...] = ()
     hide: tuple[bytes, ...] = ()
+    drop_xattrs: tuple[bytes, ...] = ()  # optional in the record
     left_out: tuple[tuple[bytes, str], ...] = ()  # (path, reason)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -34,6 +35,7 @@ def encode_info(info: Info) -> bytes:
             "tool": info.tool,
             "select": list(info.select),
             "hide": list(info.hide),
+            **({"drop_xattrs": list(info.drop_xattrs)} if info.drop_xattrs else {}),
             "left_out": [list(item) for item in info.left_out],
             "counts": {name: min(count, 2**64 - 1) for name, count in info.counts.items()},
         }
@@ -58,7 +60,7 @@ def decode_info(data: bytes) -> Info:
         record.end()
     except PackingError as error:
         raise FormatError(f"info record: not valid msgpack: {error}") from None
-    for key in _READERS:
+    for key in _READERS.keys() - {"drop_xattrs"}:
         if key not in fields:
             raise FormatError(f"info record: {key!r} is missing")
     return Info(**fields)
@@ -99,6 +101,7 @@ _READERS: dict[str, Callable[[RecordUnpacker, str], object]] = {
     "tool": _scalar(str),
     "select": _byte_strings,
     "hide": _byte_strings,
+    "drop_xattrs": _byte_strings,
     "left_out": _left_out,
     "counts": _counts,
 }

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Sequence
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
-from mkmeta.codec.packing import PackingError, array_header, pack, unpack_sequence
+from mkmeta.codec.packing import PackingError, array_header, pack, unpack_elements, unpack_sequence
 from mkmeta.digest import DIGEST_SIZE, ContentDigest, ObjectId, VerityDigest
 from mkmeta.errors import FormatError, printable
 from mkmeta.model import (
@@ -134,7 +134,7 @@ def decode_directory(data: bytes, where: str, *, below: DirectoryKind) -> list[E
     entries: list[Entry] = []
     previous = b""
     for row in rows:
-        name, node = _decode_entry(row, where)
+        name, node = decode_entry(row, where)
         if name <= previous:
             _fail(where, f"entry '{printable(name)}' does not sort after '{printable(previous)}'")
         previous = name
@@ -240,7 +240,23 @@ def _array_length(data: bytes, where: str) -> tuple[int, int]:
     _fail(where, "not an array")
 
 
-def _decode_entry(row: object, where: str) -> Entry:
+def unpack_rows(data: bytes) -> list[Any]:
+    """What a directory object holds, as msgpack has it and unchecked: `decode_entry` checks one element.
+
+    For comparing two directories, where most elements are alike and of no interest. Raises FormatError when it is no
+    array of as many elements as it says.
+    """
+    count, start = _array_length(data, "directory")
+    try:
+        return unpack_elements(
+            memoryview(data)[start:], count, max_bin_len=XATTR_VALUE_MAX, max_array_len=2 * XATTR_COUNT_MAX
+        )
+    except PackingError as error:
+        _fail("directory", f"not valid msgpack: {error}")
+
+
+def decode_entry(row: object, where: str) -> Entry:
+    """An element of a directory object. Raises FormatError naming `where` and, if it got that far, the entry."""
     if type(row) is not list or len(row) < _COMMON:
         _fail(where, "an entry is not an array of six or more")
     name = row[0]

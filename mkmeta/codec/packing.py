@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -96,6 +96,27 @@ class RecordUnpacker:
 
 def unpack_sequence(data: memoryview, *, max_bin_len: int, max_array_len: int) -> Iterator[object]:
     """The values `data` consists of, one after the other, without maps and extension types. Raises PackingError."""
+    unpacker = _sequence_unpacker(data, max_bin_len, max_array_len)
+    try:
+        while unpacker.tell() < len(data):
+            yield unpacker.unpack()
+    except _FAILURES as error:
+        raise _packing_error(error) from None
+
+
+def unpack_elements(data: memoryview, count: int, *, max_bin_len: int, max_array_len: int) -> list[object]:
+    """The `count` values `data` consists of, all at once; otherwise like `unpack_sequence`."""
+    unpacker = _sequence_unpacker(data, max_bin_len, max_array_len)
+    try:
+        elements = list(islice(unpacker, count))
+    except _FAILURES as error:
+        raise _packing_error(error) from None
+    if len(elements) != count or unpacker.tell() != len(data):
+        raise PackingError("another number of elements than it says")
+    return elements
+
+
+def _sequence_unpacker(data: memoryview, max_bin_len: int, max_array_len: int) -> Any:
     unpacker = msgpack.Unpacker(
         raw=False,
         max_buffer_size=max(len(data), 1),
@@ -106,11 +127,7 @@ def unpack_sequence(data: memoryview, *, max_bin_len: int, max_array_len: int) -
         max_ext_len=0,
     )
     unpacker.feed(data)
-    try:
-        while unpacker.tell() < len(data):
-            yield unpacker.unpack()
-    except _FAILURES as error:
-        raise _packing_error(error) from None
+    return unpacker
 
 
 def _packing_error(error: Exception) -> PackingError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from types import TracebackType
@@ -172,6 +172,29 @@ class ManifestReader:
             raise FormatError(f"{where}: holds {total} entries, recorded as {directory.entries}")
         return entries
 
+    def object_of(self, object_id: ObjectId, where: str) -> bytes:
+        """The bytes of a directory object; `where` names it in errors."""
+        return self._object(ObjectKind.DIRECTORY, object_id, where)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file that hold objects and records, whether the tree needs them or not."""
+        return self._footer.frame_table
+
+    def frames(self) -> Iterator[tuple[FrameRow, bytes]]:
+        """Every frame as it is in the file, compressed. Raises FormatError at one that is damaged."""
+        for number in range(self._footer.frames):
+            self._read_frame(number, f"frame {number}")
+            row = self._frame_row(number)
+            yield row, self._pread(row.compressed, row.offset, f"frame {number}")
+
+    def object_rows(self) -> Iterator[bytes]:
+        """The rows of the object table."""
+        for number in range((self._footer.objects + _PAGE_ROWS - 1) // _PAGE_ROWS):
+            page = self._read_table_page(number)
+            for at in range(0, len(page), OBJECT_ROW.size):
+                yield page[at : at + OBJECT_ROW.size]
+
     def find(self, path: bytes) -> Node | None:
         """The inode recorded at `path` (empty: the root), or None."""
         node: Node = self.root.directory
@@ -201,13 +224,22 @@ class ManifestReader:
             else:
                 stack.pop()
 
-    def links(self) -> Iterator[PrimaryRow | LinkRow]:
-        """The rows of the link pages, in tree order. `check_links` says whether they are true."""
+    def link_pages(self) -> list[ObjectId]:
+        """The IDs of the link pages, in order."""
         if self.root.links is None:
-            return
-        pages = decode_link_index(self._object(ObjectKind.LINK_INDEX, self.root.links, "link index"), "link index")
+            return []
+        return decode_link_index(self._object(ObjectKind.LINK_INDEX, self.root.links, "link index"), "link index")
+
+    def links(self, *, skip: Container[int] = ()) -> Iterator[PrimaryRow | LinkRow]:
+        """The rows of the link pages, in tree order, without those of pages in `skip`, which are not read.
+
+        `check_links` says whether they are true.
+        """
+        pages = self.link_pages()
         after = b""
         for number, page in enumerate(pages):
+            if number in skip:
+                continue
             where = f"link page {number}"
             data = self._object(ObjectKind.LINK_PAGE, page, where)
             rows = decode_link_page(data, where, after=after, last=number == len(pages) - 1)
@@ -289,14 +321,17 @@ class ManifestReader:
         return data
 
     def _place_of(self, object_id: ObjectId, where: str) -> Location:
-        """Binary search in the object table, by pages."""
+        """Binary search in the object table, by pages; IDs are spread evenly, so that the first guess is near."""
         low, high = 0, (self._footer.objects + _PAGE_ROWS - 1) // _PAGE_ROWS
+        middle, step = int.from_bytes(object_id[:8], "big") * high >> 64, 1
         while low + 1 < high:
-            middle = (low + high) // 2
             if self._table_page(middle)[:DIGEST_SIZE] <= object_id:
                 low = middle
+                middle = min(low + step, (low + high + 1) // 2)
             else:
                 high = middle
+                middle = max(high - step, (low + high) // 2)
+            step *= 4
         page = self._table_page(low) if high else b""
         at = page.find(object_id)
         while at > 0 and at % OBJECT_ROW.size:

@@ -31,6 +31,7 @@ from mkmeta.codec.objects import (
 )
 from mkmeta.digest import ObjectId, ObjectKind
 from mkmeta.errors import ScanError
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import LinkRow, PrimaryRow, Root
 
@@ -61,6 +62,23 @@ class ManifestWriter:
 
     def __exit__(self, *args: object) -> None:
         self._table.__exit__(*args)
+
+    def adopt(self, reader: ManifestReader) -> None:
+        """Takes over everything another manifest holds, compressed as it is; places in it are places here.
+
+        Only as the first thing a writer does. Raises FormatError when the other is damaged.
+        """
+        assert not self._frames
+        for row, data in reader.frames():
+            self._frames.append(FrameRow(self._position, row.compressed, row.size))
+            self._write(data)
+        for record in reader.object_rows():
+            self._table.add(record)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._position
 
     def add(self, kind: ObjectKind, data: bytes) -> ObjectId:
         """Stores an object and returns its ID."""

@@ -8,150 +8,25 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
-from operator import add
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Final
 
-from blake3 import blake3
-
-from mkmeta.codec.objects import xattr_problem
 from mkmeta.codec.packing import array_header, pack
-from mkmeta.errors import printable, reason
+from mkmeta.errors import FormatError, printable
 from mkmeta.linux.syscalls import open_beneath
-from mkmeta.manifest.links import FINGERPRINT_BYTES
-from mkmeta.model import ID_MAX, NAME_MAX, NS, PATH_LIMIT, SIZE_MAX, SYMLINK_TARGET_MAX, DigestName, DirectoryKind
-from mkmeta.scanner.hashing import ContentHasher, Digests
-from mkmeta.scanner.pattern import NOWHERE, Patterns, State
+from mkmeta.model import NAME_MAX, NS, PATH_LIMIT, SIZE_MAX, DirectoryKind
+from mkmeta.pattern import NOWHERE, State
+from mkmeta.scanner.base import BaseDirectory, Recorded, Row, fingerprint, head_and_tail
+from mkmeta.scanner.entry import MOUNT_POINT, EntryReader, twice
+from mkmeta.scanner.looking import failure, fstat, is_transient, listdir, look, same
+from mkmeta.scanner.records import Changed, Child, Listing, ScanRules, Tally, Unfaithful
 
 LARGE_FILE: Final = 8 << 20  # bytes; a larger file is a task of its own, so that no worker is left with all the work
-NFS4_ACL_XATTRS: Final = frozenset({b"system.nfs4_acl", b"system.nfs4_dacl", b"system.nfs4_sacl"})
-SNAPSHOT_NAME: Final = b".snapshot"  # how filers show older states of a directory
 _DOT: Final = ord(".")
-_NO_DIGESTS: Final = (None, None)
-_NO_OWNER: Final = f"belongs to the invalid ID {ID_MAX + 1}, which no file can be given"
-_MOUNT_POINT: Final = "is a mount point, which overlayfs does not follow"
-# Names the NFS client gives to files deleted while open: ".nfs", file ID, counter (fs/nfs/unlink.c, nfs_sillyrename)
-_SILLY_RENAMED = re.compile(rb"\.nfs[0-9a-f]{16,}")
-# The kernel's answers when a name went away between listing and looking
-_GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP})
 
 
-class Unfaithful(Exception):
-    """Something a manifest cannot carry: where, and why."""
-
-    def __init__(self, path: bytes, why: str, *, error: OSError | None = None) -> None:
-        super().__init__(why)
-        self.path = path
-        self.why = why
-        self.errno = error.errno if error else None
-
-
-class _Changed(Exception):
-    """Something is not what it was a moment ago."""
-
-    def __init__(self, path: bytes) -> None:
-        self.path = path
-
-
-class Child(NamedTuple):
-    """Something below a directory that is a task of its own."""
-
-    name: bytes
-    kind: DirectoryKind | None  # None: a large file
-    select: State
-    hide: State
-    position: int  # among the entries
-
-
-class Counts(NamedTuple):
-    """What was recorded, and what was left out on purpose."""
-
-    dirs: int = 0
-    skeleton: int = 0  # merge directories, not in dirs
-    files: int = 0
-    symlinks: int = 0
-    others: int = 0  # fifos, sockets, devices
-    bytes: int = 0  # st_size of all files
-    hidden: int = 0  # names left out by --hide
-    snapshots: int = 0  # .snapshot directories left out
-    silly_renamed: int = 0  # .nfsXXXX files left out
-    nfs4_acl: int = 0  # entries with an NFSv4 ACL, which is not recorded
-    dropped_xattrs: int = 0  # left out by --drop-xattr
-
-    def plus(self, other: Iterable[int]) -> Counts:
-        """The sums with what another Counts, or a plain tuple of its fields, holds."""
-        return Counts(*map(add, self, other))
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts of one listing while it is made; fields as in Counts."""
-
-    symlinks: int = 0
-    others: int = 0
-    bytes: int = 0
-    hidden: int = 0
-    snapshots: int = 0
-    silly_renamed: int = 0
-    nfs4_acl: int = 0
-    dropped_xattrs: int = 0
-
-
-@dataclass(slots=True)
-class Listing:
-    """A directory as its object will need it: packed entries, with a gap for every child.
-
-    `pieces[i]` holds the entries before child i, the last piece those after the last child. A large file comes as a
-    listing with one piece, its entry.
-    """
-
-    entries: int = 0  # in the pieces
-    pieces: list[bytes] = field(default_factory=list)
-    children: list[Child] = field(default_factory=list)
-    inodes: list[int] = field(default_factory=list)  # per entry, children included
-    change_times: list[int] = field(default_factory=list)
-    links: list[tuple[int, bytes, bytes]] = field(default_factory=list)  # inode, name, fingerprint
-    left_out: list[tuple[bytes, str]] = field(default_factory=list)  # entries of a merge directory: path, why
-    head: bytes = b""  # the directory's own entry, up to the ID of its object
-    tail: bytes = b""  # the rest of it, after the number of entries
-    tally: Tally = field(default_factory=Tally)
-
-    def counts(self, kind: DirectoryKind | None) -> tuple[int, ...]:
-        """The fields of Counts for this listing, which was of a directory of this kind or, None, a large file."""
-        tally = self.tally
-        return (
-            kind is DirectoryKind.OPAQUE,
-            0,
-            self.entries - tally.symlinks - tally.others,
-            tally.symlinks,
-            tally.others,
-            tally.bytes,
-            tally.hidden,
-            tally.snapshots,
-            tally.silly_renamed,
-            tally.nfs4_acl,
-            tally.dropped_xattrs,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScanRules:
-    """What holds for the whole scan; workers inherit it."""
-
-    root_fd: int
-    device: int  # st_dev of the root
-    select: Patterns
-    hide: Patterns
-    drop_xattrs: Patterns  # each a single component
-    digests: Collection[DigestName]
-    mount_points: Collection[bytes]  # paths below the root
-    open_content: Callable[[bytes], int]  # opens a file of the working directory for hashing
-
-
-class DirectoryReader:
+class DirectoryReader(EntryReader):
     """Reads directories for one thread, which must have a working directory of its own.
 
     Names are looked up relative to the working directory: no path limit, no race on the way, and the cheapest way to
@@ -159,39 +34,71 @@ class DirectoryReader:
     """
 
     def __init__(self, rules: ScanRules) -> None:
-        self._rules = rules
-        self._hasher = ContentHasher(rules.digests)
-        self._drop_start = rules.drop_xattrs.start()
-        # Where none is to be recorded none is asked for: on NFS each answer takes a request (GETACL, LISTXATTRS)
-        self._list_xattrs = _no_xattrs if b"*" in rules.drop_xattrs.sources else _list_xattrs
+        super().__init__(rules)
         self.matched: set[int] = set()  # selection patterns seen to match
+        self.matched_only: set[int] = set()  # those of what is walked
 
-    def read_directory(self, path: bytes, kind: DirectoryKind, select: State, hide: State) -> Listing:
-        """The directory at `path`. Raises Unfaithful."""
-        return _twice(lambda: self._read_directory(path, kind, select, hide))
+    @property
+    def adopted(self) -> bool:
+        """Whether the new manifest has the objects of the base already."""
+        return self.rules.base is not None and self.rules.base.adopted
+
+    def read_directory(
+        self,
+        path: bytes,
+        kind: DirectoryKind,
+        select: State,
+        hide: State,
+        base: BaseDirectory | None = None,
+        only: State | None = None,
+    ) -> Listing:
+        """The directory at `path`. Raises Unfaithful, and FormatError when the base is damaged."""
+        return twice(lambda: self._read_directory(path, kind, select, hide, base, only))
 
     def read_file(self, path: bytes) -> Listing:
         """The large file at `path`. Raises Unfaithful."""
-        return _twice(lambda: self._read_file(path))
+        return twice(lambda: self._read_file(path))
 
-    def _read_directory(self, path: bytes, kind: DirectoryKind, select: State, hide: State) -> Listing:
+    def _read_directory(
+        self,
+        path: bytes,
+        kind: DirectoryKind,
+        select: State,
+        hide: State,
+        base: BaseDirectory | None,
+        only: State | None,
+    ) -> Listing:
         listing = Listing()
+        recorded = None
+        if base is not None and self.rules.base is not None:
+            recorded = self.rules.base.read(base, path)
         fd = self._enter(path)
         try:
-            before = _fstat(fd, path)
-            if before.st_dev != self._rules.device:
-                raise Unfaithful(path, _MOUNT_POINT)
-            names = self._rules.select.names(select) if kind is DirectoryKind.MERGE else None
-            if names is None:
-                names = _listdir(fd, path)
+            before = fstat(fd, path)
+            if before.st_dev != self.rules.device:
+                raise Unfaithful(path, MOUNT_POINT)
             prefix = path + b"/" if path else b""
+            if only is not None and (recorded is not None or kind is DirectoryKind.MERGE):
+                self._read_along(prefix, fd, kind, only, select, hide, listing, recorded)
+                self.describe(path, before, kind, listing)
+                return listing
+            as_before = base is not None and self._is_same(base, kind, before, select, hide)
             if kind is DirectoryKind.MERGE:
-                self._read_merge(prefix, sorted(names), select, hide, listing)
+                wanted = self.rules.select.names(select)
+                names = sorted(listdir(fd, path) if wanted is None else wanted)
+                self._read_merge(prefix, names, select, hide, listing, recorded)
+            elif as_before and recorded is not None:
+                if recorded.places or not self._is_all_as_recorded(recorded, listing):
+                    self._read_opaque(prefix, recorded.names(), select, hide, listing, recorded)
             else:
-                self._read_opaque(prefix, sorted(names), select, hide, listing)
-            self._describe(path, before, kind, listing)
-            if kind is DirectoryKind.OPAQUE and not _same(_fstat(fd, path), before):
-                raise _Changed(path)
+                names = self._lasting(prefix, sorted(listdir(fd, path)), listing.tally)
+                self._read_opaque(prefix, names, select, hide, listing, recorded)
+            if as_before and base is not None:  # its names were not listed, and its attributes cannot have changed
+                listing.head, listing.tail = head_and_tail(base)
+                return listing
+            self.describe(path, before, kind, listing)
+            if kind is DirectoryKind.OPAQUE and not same(fstat(fd, path), before):
+                raise Changed(path)
         finally:
             os.close(fd)
         return listing
@@ -200,62 +107,139 @@ class DirectoryReader:
         listing = Listing()
         parent, slash, name = path.rpartition(b"/")
         os.close(self._enter(parent))
-        (seen,), (xattr_names,) = _look(parent + slash, [name]), self._list_xattrs(parent + slash, [name])
+        (seen,), (xattr_names,) = look(parent + slash, [name]), self.list_xattrs(parent + slash, [name])
         if not stat.S_ISREG(seen.st_mode):
-            raise _Changed(path)
-        listing.pieces = [pack(self._row(parent + slash, name, seen, xattr_names, listing))]
+            raise Changed(path)
+        listing.pieces = [pack(self.row(parent + slash, name, seen, xattr_names, listing))]
         listing.entries = 1
         return listing
 
     def _enter(self, path: bytes) -> int:
         """Opens a directory and makes it the working directory."""
         try:
-            fd = open_beneath(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._rules.root_fd)
+            fd = open_beneath(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.rules.root_fd)
         except OSError as error:
             if error.errno == errno.EXDEV:
-                raise Unfaithful(path, _MOUNT_POINT) from None
-            raise _failure(path, error) from None
+                raise Unfaithful(path, MOUNT_POINT) from None
+            raise failure(path, error) from None
         os.fchdir(fd)
         return fd
 
-    def _read_opaque(self, prefix: bytes, names: list[bytes], select: State, hide: State, listing: Listing) -> None:
+    def _is_same(
+        self, base: BaseDirectory, kind: DirectoryKind, seen: os.stat_result, select: State, hide: State
+    ) -> bool:
+        """Whether a directory of a subtree has the names and attributes it has in the base."""
+        return (
+            self.rules.base is not None
+            and kind is base.kind is DirectoryKind.OPAQUE
+            and not (select or hide)  # what names match, and how many are hidden, is not recorded
+            and self.rules.base.is_same(base, seen)
+        )
+
+    def _read_opaque(
+        self,
+        prefix: bytes,
+        names: list[bytes],
+        select: State,
+        hide: State,
+        listing: Listing,
+        recorded: Recorded | None,
+    ) -> None:
         """Everything in a directory of a subtree. `select` only serves to see which patterns match."""
-        names = self._lasting(prefix, names, listing.tally)
         below_hide: dict[bytes, State] = {}  # what is not in it leads nowhere
         if hide:
             names, below_hide = self._visible(names, hide, listing.tally)
-        looks = _look(prefix, names)  # all of one kind of call after the other: half the time of taking turns
-        xattrs = self._list_xattrs(prefix, names)
-        crowded = bool(self._rules.mount_points) or len(prefix) > PATH_LIMIT - NAME_MAX
-        large = LARGE_FILE if self._hasher.enabled else SIZE_MAX
+        looks = look(prefix, names)  # all of one kind of call after the other: half the time of taking turns
+        unchanged = self._unchanged(recorded, names, looks)
+        directories = recorded.directories() if recorded is not None else {}
+        changed = [name for name in names if name not in unchanged] if unchanged else names
+        xattrs = dict(zip(changed, self.list_xattrs(prefix, changed), strict=True))
+        crowded = bool(self.rules.mount_points) or len(prefix) > PATH_LIMIT - NAME_MAX
+        large = LARGE_FILE if self.hasher.enabled else SIZE_MAX
         rows: list[list[object]] = []
-        for position, (name, seen, xattr_names) in enumerate(zip(names, looks, xattrs, strict=True)):
+        read = 0
+        for position, (name, seen) in enumerate(zip(names, looks, strict=True)):
             below_select = self._advance_inside(select, name) if select else NOWHERE
             if crowded:
-                self._check_place(prefix + name)
+                self.check_place(prefix + name)
             mode = seen.st_mode
-            if stat.S_ISDIR(mode) or (seen.st_size > large and stat.S_ISREG(mode)):
+            if name in unchanged:
+                rows.append(_take_over(unchanged[name], seen, listing))
+            elif stat.S_ISDIR(mode) or (seen.st_size > large and stat.S_ISREG(mode)):
                 kind = DirectoryKind.OPAQUE if stat.S_ISDIR(mode) else None
-                listing.children.append(Child(name, kind, below_select, below_hide.get(name, NOWHERE), position))
+                below = below_hide.get(name, NOWHERE)
+                listing.children.append(Child(name, kind, below_select, below, position, directories.get(name)))
+                read += kind is None
                 _add_piece(rows, listing)
                 rows = []
             else:
-                rows.append(self._row(prefix, name, seen, xattr_names, listing))
+                rows.append(self.row(prefix, name, seen, xattrs[name], listing))
+                read += 1
         _add_piece(rows, listing)
         listing.inodes = [seen.st_ino for seen in looks]
         listing.change_times = [seen.st_ctime_ns for seen in looks]
+        if recorded is not None and not read:
+            listing.same = listing.inodes == recorded.inodes and listing.change_times == recorded.change_times
+
+    def _is_all_as_recorded(self, recorded: Recorded, listing: Listing) -> bool:
+        """Whether each entry of a directory without directories is unchanged; then the listing is complete.
+
+        This is what a scan on a base spends its time with: `_read_opaque` would find the same, at twice the cost.
+        """
+        base = self.rules.base
+        if base is None or self.rules.mount_points:
+            return False
+        limit, regular = base.trusted_before, stat.S_IFREG
+        tally = Tally(unchanged=len(recorded.rows))
+        links = []
+        try:
+            for row, inode, change_time in zip(recorded.rows, recorded.inodes, recorded.change_times, strict=True):
+                seen = os.lstat(row[0])
+                if not (
+                    seen.st_ctime_ns == change_time < limit
+                    and seen.st_ino == inode
+                    and seen.st_mode == row[1]
+                    and seen.st_mtime_ns == row[4] * NS + row[5]
+                ):
+                    return False
+                file_type = stat.S_IFMT(row[1])
+                if file_type == regular:
+                    if seen.st_size != row[6]:
+                        return False
+                    tally.bytes += seen.st_size
+                elif file_type == stat.S_IFLNK:
+                    tally.symlinks += 1
+                else:
+                    tally.others += 1
+                if seen.st_nlink > 1:
+                    links.append((inode, row[0], fingerprint(row)))
+        except OSError:
+            return False  # whoever looks once more will say what it is
+        listing.entries = len(recorded.rows)
+        listing.tally, listing.links, listing.same = tally, links, True
+        listing.inodes, listing.change_times = recorded.inodes, recorded.change_times
+        if not base.adopted:
+            listing.pieces = [pack(recorded.rows)[len(array_header(len(recorded.rows))) :]]
+        return True
+
+    def _unchanged(
+        self, recorded: Recorded | None, names: list[bytes], looks: list[os.stat_result]
+    ) -> dict[bytes, Row]:
+        if recorded is None or self.rules.base is None:
+            return {}
+        return self.rules.base.unchanged(recorded, dict(zip(names, looks, strict=True)))
 
     def _lasting(self, prefix: bytes, names: list[bytes], tally: Tally) -> list[bytes]:
         """The names without those that server and client make up and take away."""
         dotted = [name for name in names if name[0] == _DOT]
-        transient = {name for name in dotted if _is_transient(prefix, name, tally)}
+        transient = {name for name in dotted if is_transient(prefix, name, tally)}
         return [name for name in names if name not in transient] if transient else names
 
     def _visible(self, names: list[bytes], hide: State, tally: Tally) -> tuple[list[bytes], dict[bytes, State]]:
         """The names that are not to be hidden, and how far the patterns are that hide what is below them."""
         below = {}
         for name in names:
-            state, hidden = self._rules.hide.advance(hide, name)
+            state, hidden = self.rules.hide.advance(hide, name)
             if hidden:
                 tally.hidden += 1
             else:
@@ -264,245 +248,188 @@ class DirectoryReader:
 
     def _advance_inside(self, select: State, name: bytes) -> State:
         """Follows patterns inside a subtree, where only those that have matched nothing yet are of interest."""
-        below, matched = self._rules.select.advance(select, name)
+        below, matched = self.rules.select.advance(select, name)
         self.matched.update(matched)
         return tuple(position for position in below if position[0] not in self.matched)
 
-    def _read_merge(self, prefix: bytes, names: list[bytes], select: State, hide: State, listing: Listing) -> None:
+    def _read_merge(
+        self,
+        prefix: bytes,
+        names: list[bytes],
+        select: State,
+        hide: State,
+        listing: Listing,
+        recorded: Recorded | None,
+    ) -> None:
         """What is selected in a skeleton directory, and the directories that may hold more of it."""
         below_hide = NOWHERE
         rows: list[list[object]] = []
+        directories = recorded.directories() if recorded is not None else {}
         for name in names:
-            below_select, matched = self._rules.select.advance(select, name)
+            below_select, matched = self.rules.select.advance(select, name)
             if not matched and not below_select:
                 continue
             if hide:
-                below_hide, hidden = self._rules.hide.advance(hide, name)
+                below_hide, hidden = self.rules.hide.advance(hide, name)
                 if hidden:
                     listing.tally.hidden += 1
                     continue
             try:
-                (seen,) = _look(prefix, [name])
+                (seen,) = look(prefix, [name])
                 is_directory = stat.S_ISDIR(seen.st_mode)
-                if not (matched or is_directory) or (name[0] == _DOT and _is_transient(prefix, name, listing.tally)):
+                if not (matched or is_directory) or (name[0] == _DOT and is_transient(prefix, name, listing.tally)):
                     continue
                 self.matched.update(matched)
-                self._check_place(prefix + name)
+                self.check_place(prefix + name)
                 if is_directory or (seen.st_size > LARGE_FILE and stat.S_ISREG(seen.st_mode)):
                     kind = (DirectoryKind.OPAQUE if matched else DirectoryKind.MERGE) if is_directory else None
-                    listing.children.append(Child(name, kind, below_select, below_hide, len(listing.inodes)))
+                    base = directories.get(name)
+                    listing.children.append(Child(name, kind, below_select, below_hide, len(listing.inodes), base))
                     _add_piece(rows, listing)
                     rows = []
+                elif unchanged := self._unchanged(recorded, [name], [seen]):
+                    rows.append(_take_over(unchanged[name], seen, listing))
                 else:
-                    rows.append(self._row_once_more(prefix, name, listing))
+                    rows.append(self.row_once_more(prefix, name, listing))
             except Unfaithful as problem:
                 listing.left_out.append((problem.path, problem.why))
                 continue
-            except _Changed:
+            except Changed:
                 continue  # a name in a merge directory may come and go
             listing.inodes.append(seen.st_ino)
             listing.change_times.append(seen.st_ctime_ns)
         _add_piece(rows, listing)
 
-    def _row_once_more(self, prefix: bytes, name: bytes, listing: Listing) -> list[object]:
-        def row() -> list[object]:
-            (seen,), (xattr_names,) = _look(prefix, [name]), self._list_xattrs(prefix, [name])
-            return self._row(prefix, name, seen, xattr_names, listing)
+    def _read_along(
+        self,
+        prefix: bytes,
+        fd: int,
+        kind: DirectoryKind,
+        only: State,
+        select: State,
+        hide: State,
+        listing: Listing,
+        recorded: Recorded | None,
+    ) -> None:
+        """A directory on the way to what is walked: the rest of it is what the base has, and is not looked at."""
+        patterns = self.rules.only
+        assert patterns is not None
+        listing.along = True
+        there = recorded.names() if recorded is not None else []
+        candidates = patterns.names(only)
+        if candidates is None:
+            candidates = {*self._lasting(prefix, sorted(listdir(fd, prefix[:-1])), listing.tally), *there}
+        steps = {name: patterns.advance(only, name) for name in candidates}
+        steps = {name: step for name, step in steps.items() if step[0] or step[1]}
+        rows: list[list[object]] = []
+        for name, row, inode, change_time, base in _merged(steps, recorded):
+            if name not in steps:
+                position = len(listing.inodes)
+                if stat.S_ISDIR(row[1]):
+                    if base is None:
+                        raise FormatError(f"base: '{printable(prefix + name)}' has no facts")
+                    listing.children.append(Child(name, base.kind, NOWHERE, NOWHERE, position, base, kept=True))
+                    _add_piece(rows, listing)
+                    rows = []
+                else:
+                    listing.tally.kept += 1
+                    rows.append(row)
+                listing.inodes.append(inode)
+                listing.change_times.append(change_time)
+                continue
+            below_only, matched = steps[name]
+            self.matched_only.update(matched if row else ())
+            children = len(listing.children)
+            try:
+                rows = self._step(
+                    prefix, name, kind, None if matched else below_only, select, hide, listing, rows, base, matched
+                )
+            except Unfaithful as problem:
+                if kind is DirectoryKind.OPAQUE:
+                    raise
+                listing.left_out.append((problem.path, problem.why))
+            except Changed:
+                pass  # it is not there, or not any more
+            further = len(listing.children) > children and listing.children[-1].only is not None
+            if row and not (further and base is not None):
+                listing.replaced.append(pack(row))
+        _add_piece(rows, listing)
 
-        return _twice(row)
-
-    def _check_place(self, path: bytes) -> None:
-        if len(path) > PATH_LIMIT:
-            raise Unfaithful(path, f"its path is longer than {PATH_LIMIT} bytes: the kernel would not follow it")
-        if path in self._rules.mount_points:
-            raise Unfaithful(path, _MOUNT_POINT)
-
-    def _row(
-        self, prefix: bytes, name: bytes, seen: os.stat_result, xattr_names: list[str], listing: Listing
-    ) -> list[object]:
-        """The entry of anything but a directory, ready to be packed (formats/manifest.md section 3.1)."""
-        mode, uid, gid = seen.st_mode, seen.st_uid, seen.st_gid
-        if uid > ID_MAX or gid > ID_MAX:
-            raise Unfaithful(prefix + name, _NO_OWNER)
-        sec, nsec = divmod(seen.st_mtime_ns, NS)
-        row: list[object] = [name, mode, uid, gid, sec, nsec]
-        file_type = stat.S_IFMT(mode)
-        if file_type == stat.S_IFREG:
-            row.append(seen.st_size)
-            row += self._digests(prefix, name, seen) if self._hasher.enabled else _NO_DIGESTS
-        elif file_type == stat.S_IFLNK:
-            row.append(_readlink(prefix, name))
-        elif file_type in (stat.S_IFCHR, stat.S_IFBLK):
-            device = os.major(seen.st_rdev), os.minor(seen.st_rdev)
-            if file_type == stat.S_IFCHR and device == (0, 0):
-                raise Unfaithful(prefix + name, "is an overlayfs whiteout: it hides a name instead of showing one")
-            row += device
-        if xattr_names:
-            xattrs = self._read_xattrs(prefix, name, xattr_names, listing.tally)
-            if xattrs:
-                row.append(xattrs)
-            (again,) = _look(prefix, [name])
-            if not _same(again, seen):
-                raise _Changed(prefix + name)
-        if seen.st_nlink > 1:
-            fingerprint = blake3(b"".join(map(pack, row[1:]))).digest(FINGERPRINT_BYTES)
-            listing.links.append((seen.st_ino, name, fingerprint))
-        if file_type == stat.S_IFREG:
-            listing.tally.bytes += seen.st_size
-        elif file_type == stat.S_IFLNK:
-            listing.tally.symlinks += 1
+    def _step(
+        self,
+        prefix: bytes,
+        name: bytes,
+        kind: DirectoryKind,
+        only: State | None,
+        select: State,
+        hide: State,
+        listing: Listing,
+        rows: list[list[object]],
+        base: BaseDirectory | None,
+        matched: list[int],
+    ) -> list[list[object]]:
+        """One name on the way, or at its end. Returns the rows that are not in a piece yet."""
+        below_select, selected = self.rules.select.advance(select, name)
+        if kind is DirectoryKind.MERGE and not selected and not below_select:
+            return rows
+        below_hide = NOWHERE
+        if hide:
+            below_hide, hidden = self.rules.hide.advance(hide, name)
+            if hidden:
+                listing.tally.hidden += 1
+                return rows
+        (seen,) = look(prefix, [name])
+        self.matched_only.update(matched)
+        is_directory = stat.S_ISDIR(seen.st_mode)
+        opaque = kind is DirectoryKind.OPAQUE or bool(selected)
+        if not (opaque or is_directory) or (name[0] == _DOT and is_transient(prefix, name, listing.tally)):
+            return rows
+        self.matched.update(selected)
+        self.check_place(prefix + name)
+        if is_directory or (seen.st_size > LARGE_FILE and stat.S_ISREG(seen.st_mode)):
+            below = (DirectoryKind.OPAQUE if opaque else DirectoryKind.MERGE) if is_directory else None
+            if base is None and below is DirectoryKind.OPAQUE:
+                only = None  # complete or not at all
+            position = len(listing.inodes)
+            listing.children.append(Child(name, below, below_select, below_hide, position, base, only))
+            _add_piece(rows, listing)
+            rows = []
         else:
-            listing.tally.others += 1
-        return row
-
-    def _digests(self, prefix: bytes, name: bytes, seen: os.stat_result) -> Digests:
-        if not seen.st_size:
-            return self._hasher.of_nothing
-        try:
-            fd = self._rules.open_content(name)
-            try:
-                size, digests = self._hasher.digest(fd, seen.st_size)
-                after = os.fstat(fd)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise _failure(prefix + name, error) from None
-        if size != seen.st_size or not _same(after, seen):
-            raise _Changed(prefix + name)
-        return digests
-
-    def _describe(self, path: bytes, own: os.stat_result, kind: DirectoryKind, listing: Listing) -> None:
-        """The directory's own entry."""
-        if own.st_uid > ID_MAX or own.st_gid > ID_MAX:
-            raise Unfaithful(path, _NO_OWNER)
-        (xattr_names,) = self._list_xattrs(path, [b"."])
-        xattrs = self._read_xattrs(path, b"", xattr_names, listing.tally) if xattr_names else []
-        fields = pack([path.rpartition(b"/")[2], own.st_mode, own.st_uid, own.st_gid, *divmod(own.st_mtime_ns, NS)])
-        # an array of so few elements has a header of one byte; three more fields follow, and the xattrs
-        listing.head = array_header(10 if xattrs else 9) + fields[1:]
-        listing.tail = pack(int(kind)) + (pack(xattrs) if xattrs else b"")
-
-    def _read_xattrs(self, prefix: bytes, name: bytes, xattr_names: list[str], tally: Tally) -> list[bytes]:
-        """Names and values in turn, ascending by name. An empty `name` is the directory at `prefix`."""
-        flat: list[bytes] = []
-        for xattr in sorted(map(os.fsencode, xattr_names)):
-            if xattr in NFS4_ACL_XATTRS:
-                tally.nfs4_acl += xattr == b"system.nfs4_acl"
-                continue
-            if self._rules.drop_xattrs.advance(self._drop_start, xattr)[1]:
-                tally.dropped_xattrs += 1
-                continue
-            problem = xattr_problem(xattr)
-            if problem:
-                why = f"has the xattr {printable(xattr)}, which cannot be carried: {problem}"
-                raise Unfaithful(prefix + name, why)
-            try:
-                flat += (xattr, os.getxattr(name or b".", xattr, follow_symlinks=False))
-            except OSError as error:
-                if error.errno in (errno.ENODATA, errno.ERANGE):
-                    raise _Changed(prefix + name) from None
-                raise _failure(prefix + name, error) from None
-        return flat
+            rows.append(self.row_once_more(prefix, name, listing))
+        listing.inodes.append(seen.st_ino)
+        listing.change_times.append(seen.st_ctime_ns)
+        return rows
 
 
-def open_content(name: bytes) -> int:
-    """Opens a file of the working directory for hashing. Not blocking: it may have become a fifo."""
-    return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def _merged(
+    steps: Iterable[bytes], recorded: Recorded | None
+) -> Iterator[tuple[bytes, Row, int, int, BaseDirectory | None]]:
+    """Names of the base and others, ascending; with entry, inode, change time and directory where the base has it."""
+    found: dict[bytes, tuple[bytes, Row, int, int, BaseDirectory | None]] = {
+        name: (name, [], 0, 0, None) for name in steps
+    }
+    if recorded is not None:
+        directories = recorded.directories()
+        for row, inode, change_time in zip(recorded.rows, recorded.inodes, recorded.change_times, strict=True):
+            found[row[0]] = (row[0], row, inode, change_time, directories.get(row[0]))
+    return iter([found[name] for name in sorted(found)])
 
 
-_T = TypeVar("_T")
-
-
-def _twice(read: Callable[[], _T]) -> _T:
-    """What `read` returns; when it finds a change, what it returns the second time."""
-    try:
-        return read()
-    except _Changed:
-        pass
-    try:
-        return read()
-    except _Changed as change:
-        raise Unfaithful(change.path, "changed while it was read, twice") from None
+def _take_over(row: Row, seen: os.stat_result, listing: Listing) -> Row:
+    """The entry of the base for something that is as it was."""
+    tally = listing.tally
+    tally.unchanged += 1
+    if stat.S_ISREG(seen.st_mode):
+        tally.bytes += seen.st_size
+    elif stat.S_ISLNK(seen.st_mode):
+        tally.symlinks += 1
+    else:
+        tally.others += 1
+    if seen.st_nlink > 1:
+        listing.links.append((seen.st_ino, row[0], fingerprint(row)))
+    return row
 
 
 def _add_piece(rows: list[list[object]], listing: Listing) -> None:
     listing.pieces.append(pack(rows)[len(array_header(len(rows))) :])
     listing.entries += len(rows)
-
-
-def _same(seen: os.stat_result, before: os.stat_result) -> bool:
-    """Whether two looks at a name, or at what it named, found the same inode with nothing done to it in between."""
-    return (
-        seen.st_ctime_ns == before.st_ctime_ns
-        and seen.st_mtime_ns == before.st_mtime_ns
-        and seen.st_size == before.st_size
-        and seen.st_ino == before.st_ino
-    )
-
-
-def _fstat(fd: int, path: bytes) -> os.stat_result:
-    """What fstat(2) says of an open directory: a file server may be asked, and not answer."""
-    try:
-        return os.fstat(fd)
-    except OSError as error:
-        raise _failure(path, error) from None
-
-
-def _listdir(fd: int, path: bytes) -> set[bytes]:
-    """The names in an open directory: opening it once more would be one more question to a file server."""
-    try:
-        return set(map(os.fsencode, os.listdir(fd)))
-    except OSError as error:
-        raise _failure(path, error) from None
-
-
-def _look(prefix: bytes, names: list[bytes]) -> list[os.stat_result]:
-    """What lstat(2) says of names in the working directory, which is at `prefix`."""
-    try:
-        return [os.lstat(name) for name in names]
-    except OSError as error:
-        raise _failure(prefix + error.filename, error) from None
-
-
-def _list_xattrs(prefix: bytes, names: list[bytes]) -> list[list[str]]:
-    """The names of the xattrs of names in the working directory; none where the filesystem knows none."""
-    try:
-        return [os.listxattr(name, follow_symlinks=False) for name in names]
-    except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:
-            return [_list_xattrs(prefix, [name])[0] for name in names] if len(names) > 1 else [[]]
-        raise _failure(prefix + (b"" if error.filename == b"." else error.filename), error) from None
-
-
-def _no_xattrs(_prefix: bytes, names: list[bytes]) -> list[list[str]]:
-    return [[]] * len(names)
-
-
-def _readlink(prefix: bytes, name: bytes) -> bytes:
-    try:
-        target = os.readlink(name)
-    except OSError as error:
-        raise _failure(prefix + name, error) from None
-    if not 1 <= len(target) <= SYMLINK_TARGET_MAX:
-        raise Unfaithful(prefix + name, f"is a symlink with a target of {len(target)} bytes")
-    return target
-
-
-def _failure(path: bytes, error: OSError) -> Exception:
-    """What to raise for an error of the filesystem."""
-    if error.errno in _GONE:
-        return _Changed(path)
-    return Unfaithful(path, f"cannot be read: {reason(error)}", error=error)
-
-
-def _is_transient(prefix: bytes, name: bytes, tally: Tally) -> bool:
-    """Whether a name is one of those that server and client make up and take away."""
-    if name == SNAPSHOT_NAME:
-        (seen,) = _look(prefix, [name])
-        if stat.S_ISDIR(seen.st_mode):
-            tally.snapshots += 1
-            return True
-    if _SILLY_RENAMED.fullmatch(name):
-        tally.silly_renamed += 1
-        return True
-    return False

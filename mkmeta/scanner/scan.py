@@ -20,14 +20,27 @@ from mkmeta.codec.facts import encode_columns, encode_facts
 from mkmeta.codec.info import Info
 from mkmeta.codec.packing import array_header, pack, unpack
 from mkmeta.digest import ObjectId, ObjectKind
-from mkmeta.errors import LeftOutError, NothingSelectedError, ScanError, printable, reason
+from mkmeta.errors import FormatError, LeftOutError, NothingSelectedError, ScanError, printable, reason
 from mkmeta.linux.mountinfo import mount_points_below
 from mkmeta.manifest.links import LinkCollector
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import ENTRIES_MAX, NS, DigestName, Directory, DirectoryKind, Root
-from mkmeta.scanner.listing import Child, Counts, ScanRules, open_content
-from mkmeta.scanner.pattern import Patterns
-from mkmeta.scanner.worker import Complete, Partial, Problem, Report, Task, run_worker
+from mkmeta.pattern import Patterns
+from mkmeta.scanner.base import (
+    COMPACT,
+    Base,
+    BaseDirectory,
+    check_base,
+    check_selection,
+    check_settings,
+    compact_size,
+    is_compact,
+)
+from mkmeta.scanner.looking import open_content
+from mkmeta.scanner.records import Child, Counts, ScanRules
+from mkmeta.scanner.rest import Rest
+from mkmeta.scanner.worker import Complete, Partial, Problem, Report, Same, Task, run_worker
 from mkmeta.workers import Worker, WorkerPool, available_processors
 
 _TASKS_PER_WORKER: Final = 128  # handed out at once, so that workers have something to do while messages travel
@@ -69,6 +82,9 @@ class ScanOptions:
     digests: tuple[DigestName, ...] = (DigestName.BLAKE3, DigestName.VERITY)
     workers: int = field(default_factory=available_processors)
     on_error: OnError = OnError.LEAVE_OUT
+    base: ManifestReader | None = None  # an earlier manifest: what is as it says is not read again
+    only: tuple[bytes, ...] = ()  # with a base: what is looked at; the rest is taken from it
+    trust: bool = True  # with a base: False reads everything that is looked at
     open_content: Callable[[bytes], int] = open_content  # tests put in one that fails
 
 
@@ -80,7 +96,7 @@ class ScanReport:
     entries: int
     counts: Counts
     left_out: tuple[tuple[bytes, str], ...]
-    unmatched: tuple[bytes, ...]  # patterns that matched nothing
+    unmatched: tuple[bytes, ...]  # patterns that matched nothing, those of `only` among them
 
 
 @dataclass(slots=True, eq=False)
@@ -113,16 +129,26 @@ class _Place:
     parent: _Pending | None  # None: the root
     child: int  # number among the parent's children
     subtree: _Subtree | None  # None: a skeleton directory
+    base: BaseDirectory | None = None  # what the base has there
 
 
 def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = None) -> ScanReport:
     """Scans `options.root` and writes its manifest to `stream`.
 
     Raises ScanError (nothing selected, everything left out, the volume went away, or `OnError.FAIL`), UsageError for
-    a bad pattern, MkmetaError when a worker dies, OSError when `stream` cannot be written.
+    a bad pattern or a base that does not fit, FormatError for one that is damaged, MkmetaError when a worker dies,
+    OSError when `stream` cannot be written.
     """
     created = time.time_ns()
     root = os.path.realpath(options.root)
+    if options.base is not None:
+        check_base(options.base, root)
+        check_settings(options.base, hide=options.hide, drop_xattrs=options.drop_xattrs, digests=options.digests)
+        if options.only:
+            check_selection(options.base, options.select)
+    base = None
+    if options.base is not None and (options.trust or options.only):
+        base = Base(options.base, adopted=bool(options.only) or is_compact(options.base), trust=options.trust)
     try:
         root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -136,9 +162,14 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
             drop_xattrs=Patterns(options.drop_xattrs),
             digests=options.digests,
             mount_points=mount_points_below(root),
+            only=Patterns(options.only) if options.only else None,
+            base=base,
             open_content=options.open_content,
         )
         with ManifestWriter(stream) as writer, LinkCollector() as links:
+            if base is not None and base.adopted:
+                assert options.base is not None
+                writer.adopt(options.base)
             assembly = _Assembly(options, rules, writer, links, observer)
             with WorkerPool(options.workers, lambda connection: run_worker(connection, rules)) as pool:
                 assembly.run(pool)
@@ -171,6 +202,8 @@ class _Assembly:
         self._failed: set[int] = set()
         self._left_out: list[tuple[bytes, str]] = []
         self._matched: set[int] = set()
+        self._matched_only: set[int] = set()
+        self._rest = Rest(options.base, rules.only) if options.base is not None and rules.only is not None else None
         self._counts = _NOTHING  # of what is in the manifest
         self._seen = _NOTHING  # of what was read, for progress
         self._root: Directory | None = None
@@ -178,8 +211,11 @@ class _Assembly:
 
     def run(self, pool: WorkerPool) -> None:
         """Reads everything that is selected."""
-        top = Child(b"", DirectoryKind.MERGE, self._rules.select.start(), self._rules.hide.start(), 0)
-        self._add_task(_Place(b"", None, 0, None), top)
+        rules = self._rules
+        base = rules.base.root() if rules.base is not None else None
+        only = rules.only.start() if rules.only is not None else None
+        top = Child(b"", DirectoryKind.MERGE, rules.select.start(), rules.hide.start(), 0, base, only)
+        self._add_task(_Place(b"", None, 0, None, base), top)
         while self._root is None:
             self._hand_out(pool)
             for worker in pool.ready():
@@ -194,7 +230,10 @@ class _Assembly:
         unmatched = tuple(
             pattern for number, pattern in enumerate(self._rules.select.sources) if number not in self._matched
         )
-        left_out = tuple(sorted(self._left_out))
+        info = self._info(root, created)
+        left_out = info.left_out
+        if self._rest is not None:
+            unmatched = self._rest.unmatched(self._matched_only)
         if not top.entries and not left_out:
             hint = "check the patterns against ROOT; they are relative to it, and links are not followed"
             raise NothingSelectedError("no pattern matched anything", path=root, hint=hint)
@@ -206,23 +245,37 @@ class _Assembly:
         links = self._writer.add_links(self._links.rows(self._failed))
         manifest_id = self._writer.finish(
             Root(directory=top, links=links, digests=self._options.digests),
-            Info(
-                root=root,
-                created=created,
-                tool=f"mkmeta {__version__}",
-                select=self._options.select,
-                hide=self._options.hide,
-                left_out=left_out,
-                counts=self._counts._asdict(),
-            ),
+            info,
             self._root_facts,
         )
         return ScanReport(
             manifest_id=manifest_id,
             entries=top.entries,
-            counts=self._counts,
+            counts=Counts(**{name: info.counts[name] for name in Counts._fields}),
             left_out=left_out,
             unmatched=unmatched,
+        )
+
+    def _info(self, root: bytes, created: int) -> Info:
+        """Where the manifest comes from."""
+        options, counts, left_out = self._options, self._counts, self._left_out
+        size = self._writer.size
+        if self._rest is not None:
+            created = min(created, self._rest.created)
+            counts = counts.plus(self._rest.counts())
+            left_out = left_out + self._rest.left_out()
+            self._rest.keep_links(self._links, failed=[path for path, _why in self._left_out])
+        if options.base is not None and self._rules.base is not None and self._rules.base.adopted:
+            size = compact_size(options.base)
+        return Info(
+            root=root,
+            created=created,
+            tool=f"mkmeta {__version__}",
+            select=options.select,
+            hide=options.hide,
+            drop_xattrs=options.drop_xattrs,
+            left_out=tuple(sorted(left_out)),
+            counts={**counts._asdict(), COMPACT: size},
         )
 
     def _hand_out(self, pool: WorkerPool) -> None:
@@ -244,9 +297,10 @@ class _Assembly:
 
     def _receive(self, worker: Worker) -> None:
         report: Report = worker.receive()
-        worker.tasks -= len(report.complete) + len(report.partial) + len(report.problems)
+        worker.tasks -= len(report.complete) + len(report.same) + len(report.partial) + len(report.problems)
         self._lanes[worker] = report.lanes
         self._matched |= report.matched
+        self._matched_only |= report.matched_only
         for result in report.results():
             place = self._places.pop(result.task)
             if place.subtree is not None and place.subtree.failed:
@@ -258,10 +312,17 @@ class _Assembly:
                     facts = self._writer.add_facts(encode_facts(result.columns, ()))
                     entry = _entry(result.head, result.object_id, result.entries, result.tail)
                     self._fill(place, entry, result.entries + 1, facts)
+                case Same():
+                    assert place.base is not None
+                    self._note(place, result.counts, result.links)
+                    entry = _entry(result.head, place.base.children, place.base.entries, result.tail)
+                    self._fill(place, entry, place.base.entries + 1, place.base.facts)
                 case Partial():
                     self._note(place, result.counts, result.links, in_parent=result.kind is None)
                     for path, why in result.left_out:
                         self._leave_out(path, path, why)
+                    if self._rest is not None and result.along and place.base is not None:
+                        self._rest.replace(result.kind, result.replaced, place.path)
                     self._take(place, result)
                 case Problem():
                     self._give_up(place, result)
@@ -293,24 +354,35 @@ class _Assembly:
         if not count:
             self._fill(place, *self._assemble(pending))
         prefix = place.path + b"/" if place.path else b""
+        kept = [number for number, child in enumerate(listing.children) if child.kept]
         for number in reversed(range(count)):  # the first is on top of the stack
             child = listing.children[number]
-            below = _Place(prefix + child.name, pending, number, place.subtree)
+            if child.kept:
+                continue
+            below = _Place(prefix + child.name, pending, number, place.subtree, child.base)
             if below.subtree is None and child.kind is not DirectoryKind.MERGE:
                 self._subtrees += 1
                 below.subtree = _Subtree(self._subtrees, below)
             self._add_task(below, child)
+        for number in kept:
+            base = listing.children[number].base
+            assert base is not None
+            self._fill(_Place(b"", pending, number, place.subtree), base.row, base.entries + 1, base.facts, kept=True)
 
     def _add_task(self, place: _Place, child: Child) -> None:
         self._tasks += 1
         self._places[self._tasks] = place
-        self._todo.append(Task(self._tasks, place.path, child.kind, child.select, child.hide))
+        self._todo.append(Task(self._tasks, place.path, child.kind, child.select, child.hide, child.base, child.only))
 
-    def _fill(self, place: _Place, entry: bytes | None, total: int, facts: Location | None) -> None:
+    def _fill(
+        self, place: _Place, entry: bytes | None, total: int, facts: Location | None, *, kept: bool = False
+    ) -> None:
         """Puts an entry, None if there is to be none, in its place; and so on upwards while directories complete."""
         while place.parent is not None:
             pending = place.parent
-            if place.subtree is not None and pending.place.subtree is None and entry is not None:
+            if kept:
+                kept = False
+            elif place.subtree is not None and pending.place.subtree is None and entry is not None:
                 self._counts = self._counts.plus(place.subtree.counts)
                 if self._observer is not None:
                     self._observer.subtree(place.path, place.subtree.counts)
@@ -339,7 +411,17 @@ class _Assembly:
         ]
         for entry, piece in zip(pending.entries, listing.pieces[1:], strict=True):
             pieces += (entry or b"", piece)
-        object_id = self._writer.add(ObjectKind.DIRECTORY, b"".join(pieces))
+        data = b"".join(pieces)
+        object_id = ObjectKind.DIRECTORY.id_of(data)
+        base = pending.place.base
+        unchanged = (
+            base is not None
+            and object_id == base.children
+            and self._rules.base is not None
+            and self._rules.base.adopted
+        )
+        if not unchanged:
+            self._writer.add_named(object_id, data)
         inodes, change_times = listing.inodes, listing.change_times
         if None in pending.entries:
             gaps = {
@@ -347,17 +429,28 @@ class _Assembly:
             }
             inodes = [inode for position, inode in enumerate(inodes) if position not in gaps]
             change_times = [time for position, time in enumerate(change_times) if position not in gaps]
+        entry = _entry(listing.head, object_id, pending.total, listing.tail)
+        if unchanged and base is not None and listing.same and self._same_facts(pending):
+            return entry, pending.total + 1, base.facts
         columns = encode_columns(inodes, change_times)
         children = [
             facts
             for child, entry, facts in zip(listing.children, pending.entries, pending.facts, strict=True)
             if child.kind is not None and entry is not None
         ]
-        entry = _entry(listing.head, object_id, pending.total, listing.tail)
         return entry, pending.total + 1, self._writer.add_facts(encode_facts(columns, children))
+
+    def _same_facts(self, pending: _Pending) -> bool:
+        """Whether the facts of the directories in a directory are where they were in the base."""
+        return all(
+            child.base is not None and facts == child.base.facts
+            for child, facts in zip(pending.listing.children, pending.facts, strict=True)
+        )
 
     def _give_up(self, place: _Place, problem: Problem) -> None:
         """Takes out what a problem makes impossible: a subtree, or what is below a skeleton directory."""
+        if problem.fatal:
+            raise FormatError(problem.why, path=problem.path, hint="scan without --base")
         self._check_volume(problem)
         if place.parent is None:
             raise ScanError(problem.why, path=self._options.root)

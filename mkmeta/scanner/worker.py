@@ -18,15 +18,19 @@ from mkmeta.codec.facts import encode_columns
 from mkmeta.codec.objects import OBJECT_SIZE_MAX
 from mkmeta.codec.packing import array_header
 from mkmeta.digest import ObjectId, ObjectKind
+from mkmeta.errors import FormatError
 from mkmeta.linux.schedstat import WaitClock
 from mkmeta.linux.syscalls import CLONE_FS, unshare
 from mkmeta.model import DirectoryKind
+from mkmeta.pattern import State
+from mkmeta.scanner.base import BaseDirectory
 from mkmeta.scanner.governor import LANES_MAX, Governor
-from mkmeta.scanner.listing import Child, DirectoryReader, ScanRules, Unfaithful
-from mkmeta.scanner.pattern import State
+from mkmeta.scanner.listing import DirectoryReader
+from mkmeta.scanner.records import Child, ScanRules, Unfaithful
 from mkmeta.workers import messages
 
 _CHILD_ENTRY: Final = 128  # bytes, about, of a packed entry that is still to come, its name not counted
+_SAME_BYTES: Final = 128  # about, of a result that says there is nothing new
 _OUTBOX_BYTES: Final = 32 << 10  # results sent at once: a few messages per handful of tasks
 
 
@@ -38,6 +42,8 @@ class Task(NamedTuple):
     kind: DirectoryKind | None  # None: a large file
     select: State
     hide: State
+    base: BaseDirectory | None
+    only: State | None  # None: everything in it is walked
 
 
 class Complete(NamedTuple):
@@ -48,6 +54,16 @@ class Complete(NamedTuple):
     data: bytes
     columns: bytes  # of its facts
     entries: int
+    head: bytes
+    tail: bytes
+    links: list[tuple[int, bytes, bytes]]
+    counts: tuple[int, ...]  # fields of Counts
+
+
+class Same(NamedTuple):
+    """An opaque directory without children which is, but perhaps for its own attributes, what the base has."""
+
+    task: int
     head: bytes
     tail: bytes
     links: list[tuple[int, bytes, bytes]]
@@ -66,6 +82,9 @@ class Partial(NamedTuple):
     change_times: list[int]
     links: list[tuple[int, bytes, bytes]]
     left_out: list[tuple[bytes, str]]
+    replaced: list[bytes]
+    along: bool
+    same: bool
     head: bytes
     tail: bytes
     counts: tuple[int, ...]  # fields of Counts
@@ -78,23 +97,27 @@ class Problem(NamedTuple):
     path: bytes
     why: str
     errno: int | None
+    fatal: bool = False  # the scan cannot go on
 
 
-Result = Complete | Partial | Problem
+Result = Complete | Same | Partial | Problem
 
 
 class Report(NamedTuple):
     """One message of a worker. The results are plain tuples, which are several times as fast to send."""
 
     complete: list[tuple[Any, ...]]
+    same: list[tuple[Any, ...]]
     partial: list[tuple[Any, ...]]
     problems: list[tuple[Any, ...]]
     matched: set[int]  # patterns, all seen so far
+    matched_only: set[int]
     lanes: int
 
     def results(self) -> Iterator[Result]:
         """The results as what they are."""
         yield from map(Complete._make, self.complete)
+        yield from map(Same._make, self.same)
         yield from map(Partial._make, self.partial)
         yield from map(Problem._make, self.problems)
 
@@ -121,6 +144,7 @@ class _Crew:
         self._outbox: list[Result] = []
         self._outbox_bytes = 0
         self._matched: set[int] = set()
+        self._matched_only: set[int] = set()
 
     def take(self, tasks: list[Task]) -> None:
         """Queues tasks and sees to it that lanes are running."""
@@ -178,6 +202,7 @@ class _Crew:
                     after = clock.read()
                     self._governor.count(after[0] - before[0], after[1] - before[1])
                 self._matched |= reader.matched
+                self._matched_only |= reader.matched_only
                 self._outbox.append(result)
                 self._outbox_bytes += _weight(result)
                 report = self._report() if self._outbox_bytes >= _OUTBOX_BYTES else None
@@ -194,11 +219,12 @@ class _Crew:
         """Takes what is in the outbox."""
         if not self._outbox:
             return None
-        kinds = (Complete, Partial, Problem)
-        complete, partial, problems = ([tuple(r) for r in self._outbox if type(r) is kind] for kind in kinds)
+        kinds = (Complete, Same, Partial, Problem)
+        complete, same, partial, problems = ([tuple(r) for r in self._outbox if type(r) is kind] for kind in kinds)
         self._outbox = []
         self._outbox_bytes = 0
-        return Report(complete, partial, problems, set(self._matched), self._governor.lanes)
+        matched, matched_only = set(self._matched), set(self._matched_only)
+        return Report(complete, same, partial, problems, matched, matched_only, self._governor.lanes)
 
     def _send(self, report: Report | None) -> None:
         if report is not None:
@@ -211,14 +237,16 @@ def _perform(reader: DirectoryReader, task: Task) -> Result:
         if task.kind is None:
             listing = reader.read_file(task.path)
         else:
-            listing = reader.read_directory(task.path, task.kind, task.select, task.hide)
+            listing = reader.read_directory(task.path, task.kind, task.select, task.hide, task.base, task.only)
     except Unfaithful as problem:
         return Problem(task.number, problem.path, problem.why, problem.errno)
+    except FormatError as damage:
+        return Problem(task.number, task.path, str(damage), None, fatal=True)
     size = sum(map(len, listing.pieces)) + sum(len(child.name) + _CHILD_ENTRY for child in listing.children)
     if size > OBJECT_SIZE_MAX:
         return Problem(task.number, task.path, f"holds too many names: {size >> 20} MiB of them", None)
     counts = listing.counts(task.kind)
-    if listing.children or task.kind is not DirectoryKind.OPAQUE:
+    if listing.children or listing.along or task.kind is not DirectoryKind.OPAQUE:
         return Partial(
             task=task.number,
             kind=task.kind,
@@ -229,10 +257,15 @@ def _perform(reader: DirectoryReader, task: Task) -> Result:
             change_times=listing.change_times,
             links=listing.links,
             left_out=listing.left_out,
+            replaced=listing.replaced,
+            along=listing.along,
+            same=listing.same,
             head=listing.head,
             tail=listing.tail,
             counts=counts,
         )
+    if listing.same and reader.adopted:
+        return Same(task.number, listing.head, listing.tail, listing.links, counts)
     data = array_header(listing.entries) + listing.pieces[0]
     return Complete(
         task=task.number,
@@ -251,6 +284,8 @@ def _weight(result: Result) -> int:
     match result:
         case Complete():
             return len(result.data)
+        case Same():
+            return _SAME_BYTES
         case Partial():
             return sum(map(len, result.pieces))
         case Problem():  # sent at once: it may be the end of the scan, and each task of a dead volume waits for long

@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     work = args.dir / "mkmeta-bench"
-    tree = _tree(work, args.files, args.bytes)
-    small = _tree(work, args.files // 4, args.bytes // 4)
+    tree = prepare_tree(work, args.files, args.bytes)
+    small = prepare_tree(work, args.files // 4, args.bytes // 4)
     layers = (args.layers or args.dir) / "mkmeta-bench"
     layers.mkdir(exist_ok=True)
     manifest = work / "both.mkm"
@@ -56,16 +56,16 @@ def _scan(tree: Path, manifest: Path, rounds: int) -> dict[str, object]:
     names = [*MKMETA, "scan", str(tree), "-q", "-o", str(manifest), "--digest", "none"]
     both = names[:-2]
     _warm(tree)
-    figures: dict[str, object] = {"none_to_find": _figures(compare(names, plain, rounds=rounds))}
+    found: dict[str, object] = {"none_to_find": figures(compare(names, plain, rounds=rounds))}
     if shutil.which("mkcomposefs"):
         image = str(manifest.with_suffix(".composefs"))
-        figures["both_to_mkcomposefs"] = _figures(compare(both, ["mkcomposefs", str(tree), image], rounds=rounds))
+        found["both_to_mkcomposefs"] = figures(compare(both, ["mkcomposefs", str(tree), image], rounds=rounds))
     for name in ("openssl dgst -sha256 -r", "sha256sum"):
         if shutil.which(name.split()[0]):
             command = f"find {shlex.quote(str(tree))} -type f -print0 | xargs -0 -P {_processors()} -n 1000 {name}"
             label = f"both_to_{name.split()[0]}_on_all_processors"
-            figures[label] = _figures(compare(both, ["sh", "-c", command], rounds=rounds))
-    return figures
+            found[label] = figures(compare(both, ["sh", "-c", command], rounds=rounds))
+    return found
 
 
 def _build(tree: Path, manifest: Path, work: Path, rounds: int) -> dict[str, object]:
@@ -78,14 +78,14 @@ def _build(tree: Path, manifest: Path, work: Path, rounds: int) -> dict[str, obj
         os.sync()
 
     building = [*MKMETA, "build", str(manifest), str(layer), "-q"]
-    figures: dict[str, object] = {
-        "to_cp": _figures(compare(building, ["sh", "-c", copying], rounds=rounds, before=clear)),
-        "to_cp_and_sync": _figures(
+    found: dict[str, object] = {
+        "to_cp": figures(compare(building, ["sh", "-c", copying], rounds=rounds, before=clear)),
+        "to_cp_and_sync": figures(
             compare(building, ["sh", "-c", f"{copying}; sync -f {shlex.quote(str(copy))}"], rounds=rounds, before=clear)
         ),
     }
     clear()
-    return figures
+    return found
 
 
 def _memory(tree: Path, small: Path, work: Path) -> dict[str, object]:
@@ -107,7 +107,8 @@ def _manifest(manifest: Path) -> dict[str, object]:
     return {"entries": entries, "bytes": manifest.stat().st_size, "per_entry": manifest.stat().st_size / entries}
 
 
-def _figures(comparison: Comparison) -> dict[str, object]:
+def figures(comparison: Comparison) -> dict[str, object]:
+    """A comparison for JSON."""
     return {"ratio": round(comparison.ratio, 3), "first": _run(comparison.ours), "second": _run(comparison.theirs)}
 
 
@@ -119,7 +120,8 @@ def _run(figure: Run) -> dict[str, object]:
     }
 
 
-def _tree(work: Path, files: int, size: int) -> Path:
+def prepare_tree(work: Path, files: int, size: int) -> Path:
+    """The tree of benchmarks, made when it is not there."""
     tree = work / f"tree-{files}-{size}"
     if not tree.exists():
         part = tree.with_suffix(".part")

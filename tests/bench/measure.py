@@ -19,15 +19,15 @@ class Run:
     peak: int  # bytes resident, the largest of its processes
 
 
-def run(command: Sequence[str]) -> Run:
-    """Runs a command to its end, output thrown away. Raises OSError when it fails."""
+def run(command: Sequence[str], *, accepted: tuple[int, ...] = (0,)) -> Run:
+    """Runs a command to its end, output thrown away. Raises OSError when its exit code is not an accepted one."""
     started = time.perf_counter()
     with open(os.devnull, "w") as nothing:
         process = subprocess.Popen(command, stdout=nothing, stderr=nothing)
         _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if process.returncode not in accepted:
         raise OSError(f"{' '.join(command)}: exit code {process.returncode}")
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 

@@ -17,7 +17,7 @@ from blake3 import blake3
 from mkmeta.__main__ import main
 from mkmeta.errors import ScanError
 from mkmeta.model import RegularFile
-from mkmeta.scanner.listing import open_content
+from mkmeta.scanner.looking import open_content
 from tests.nfs.conftest import KERNEL, Connect
 from tests.nfs.server import Client, Server, call, latency, silence
 from tests.nfs.volumes import make_volume, names

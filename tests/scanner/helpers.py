@@ -35,9 +35,9 @@ class Scanned:
 
 
 def scan_tree(root: Path, *select: str, **options: Any) -> Scanned:
-    """Scans `root` into a file beside it."""
-    output = root.parent / f"{root.name}.mkm"
+    """Scans `root` into a file, `output` or else one beside it."""
     settings: dict[str, Any] = {"workers": 1, **options}
+    output: Path = settings.pop("output", root.parent / f"{root.name}.mkm")
     with output.open("wb") as stream:
         chosen = ScanOptions(root=os.fsencode(root), select=tuple(map(os.fsencode, select)), **settings)
         return Scanned(output, scan(chosen, stream))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mkmeta.scanner import worker
-from mkmeta.scanner.listing import open_content
+from mkmeta.scanner.looking import open_content
 from tests.scanner.helpers import scan_tree
 
 DIRECTORIES, FILES = 200, 8

@@ -15,8 +15,8 @@ import pytest
 
 from mkmeta.errors import LeftOutError, MkmetaError, NothingSelectedError, ScanError
 from mkmeta.model import DirectoryKind
-from mkmeta.scanner import listing
-from mkmeta.scanner.listing import open_content
+from mkmeta.scanner import listing, looking
+from mkmeta.scanner.looking import open_content
 from mkmeta.scanner.scan import OnError
 from tests.conftest import Mount
 from tests.scanner.helpers import scan_tree
@@ -329,14 +329,14 @@ def test_nfs4_acls_are_counted(volume: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_only_directories_that_can_lead_to_a_match_are_listed(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = volume.parent / "listed"
-    real = listing._listdir
+    real = looking.listdir
 
     def logged(fd: int, path: bytes) -> set[bytes]:
         with log.open("ab") as file:
             file.write(path + b"\n")
         return real(fd, path)
 
-    monkeypatch.setattr(listing, "_listdir", logged)
+    monkeypatch.setattr(listing, "listdir", logged)
     scan_tree(volume, "good/lib/deep", "bad/l*b/a")
     assert log.read_text().split() == ["bad", "good/lib/deep"]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.errors import UsageError
-from mkmeta.scanner.pattern import NOWHERE, Patterns
+from mkmeta.pattern import NOWHERE, Patterns
 
 CASES = [
     # pattern, paths it matches, paths it does not

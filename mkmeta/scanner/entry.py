@@ -1,0 +1,151 @@
+"""Reading one entry of the scanned tree, anything but the content of a directory, into what its object will hold."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from mkmeta.codec.objects import xattr_problem
+from mkmeta.codec.packing import array_header, pack
+from mkmeta.errors import printable
+from mkmeta.model import ID_MAX, NS, PATH_LIMIT, DirectoryKind
+from mkmeta.scanner.base import fingerprint
+from mkmeta.scanner.hashing import ContentHasher, Digests
+from mkmeta.scanner.looking import failure, list_xattrs, look, no_xattrs, readlink, same
+from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
+
+NFS4_ACL_XATTRS: Final = frozenset({b"system.nfs4_acl", b"system.nfs4_dacl", b"system.nfs4_sacl"})
+MOUNT_POINT: Final = "is a mount point, which overlayfs does not follow"
+_NO_DIGESTS: Final = (None, None)
+_NO_OWNER: Final = f"belongs to the invalid ID {ID_MAX + 1}, which no file can be given"
+
+
+class EntryReader:
+    """Reads entries for one thread, which must have a working directory of its own."""
+
+    def __init__(self, rules: ScanRules) -> None:
+        self.rules = rules
+        self.hasher = ContentHasher(rules.digests)
+        self._drop_start = rules.drop_xattrs.start()
+        # Where none is to be recorded none is asked for: on NFS each answer takes a request (GETACL, LISTXATTRS)
+        self.list_xattrs = no_xattrs if b"*" in rules.drop_xattrs.sources else list_xattrs
+
+    def row_once_more(self, prefix: bytes, name: bytes, listing: Listing) -> list[object]:
+        """Looks at a name and reads its entry; a second time if it changed meanwhile."""
+
+        def read() -> list[object]:
+            (seen,), (xattr_names,) = look(prefix, [name]), self.list_xattrs(prefix, [name])
+            return self.row(prefix, name, seen, xattr_names, listing)
+
+        return twice(read)
+
+    def check_place(self, path: bytes) -> None:
+        """Raises Unfaithful for what cannot be redirected to from a layer, whatever it is."""
+        if len(path) > PATH_LIMIT:
+            raise Unfaithful(path, f"its path is longer than {PATH_LIMIT} bytes: the kernel would not follow it")
+        if path in self.rules.mount_points:
+            raise Unfaithful(path, MOUNT_POINT)
+
+    def row(
+        self, prefix: bytes, name: bytes, seen: os.stat_result, xattr_names: list[str], listing: Listing
+    ) -> list[object]:
+        """The entry of anything but a directory, ready to be packed (formats/manifest.md section 3.1)."""
+        mode, uid, gid = seen.st_mode, seen.st_uid, seen.st_gid
+        if uid > ID_MAX or gid > ID_MAX:
+            raise Unfaithful(prefix + name, _NO_OWNER)
+        sec, nsec = divmod(seen.st_mtime_ns, NS)
+        row: list[object] = [name, mode, uid, gid, sec, nsec]
+        file_type = stat.S_IFMT(mode)
+        if file_type == stat.S_IFREG:
+            row.append(seen.st_size)
+            row += self._digests(prefix, name, seen) if self.hasher.enabled else _NO_DIGESTS
+        elif file_type == stat.S_IFLNK:
+            row.append(readlink(prefix, name))
+        elif file_type in (stat.S_IFCHR, stat.S_IFBLK):
+            device = os.major(seen.st_rdev), os.minor(seen.st_rdev)
+            if file_type == stat.S_IFCHR and device == (0, 0):
+                raise Unfaithful(prefix + name, "is an overlayfs whiteout: it hides a name instead of showing one")
+            row += device
+        if xattr_names:
+            xattrs = self._read_xattrs(prefix, name, xattr_names, listing.tally)
+            if xattrs:
+                row.append(xattrs)
+            (again,) = look(prefix, [name])
+            if not same(again, seen):
+                raise Changed(prefix + name)
+        if seen.st_nlink > 1:
+            listing.links.append((seen.st_ino, name, fingerprint(row)))
+        if file_type == stat.S_IFREG:
+            listing.tally.bytes += seen.st_size
+        elif file_type == stat.S_IFLNK:
+            listing.tally.symlinks += 1
+        else:
+            listing.tally.others += 1
+        return row
+
+    def _digests(self, prefix: bytes, name: bytes, seen: os.stat_result) -> Digests:
+        if not seen.st_size:
+            return self.hasher.of_nothing
+        try:
+            fd = self.rules.open_content(name)
+            try:
+                size, digests = self.hasher.digest(fd, seen.st_size)
+                after = os.fstat(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise failure(prefix + name, error) from None
+        if size != seen.st_size or not same(after, seen):
+            raise Changed(prefix + name)
+        return digests
+
+    def describe(self, path: bytes, own: os.stat_result, kind: DirectoryKind, listing: Listing) -> None:
+        """The directory's own entry."""
+        if own.st_uid > ID_MAX or own.st_gid > ID_MAX:
+            raise Unfaithful(path, _NO_OWNER)
+        (xattr_names,) = self.list_xattrs(path, [b"."])
+        xattrs = self._read_xattrs(path, b"", xattr_names, listing.tally) if xattr_names else []
+        fields = pack([path.rpartition(b"/")[2], own.st_mode, own.st_uid, own.st_gid, *divmod(own.st_mtime_ns, NS)])
+        # an array of so few elements has a header of one byte; three more fields follow, and the xattrs
+        listing.head = array_header(10 if xattrs else 9) + fields[1:]
+        listing.tail = pack(int(kind)) + (pack(xattrs) if xattrs else b"")
+
+    def _read_xattrs(self, prefix: bytes, name: bytes, xattr_names: list[str], tally: Tally) -> list[bytes]:
+        """Names and values in turn, ascending by name. An empty `name` is the directory at `prefix`."""
+        flat: list[bytes] = []
+        for xattr in sorted(map(os.fsencode, xattr_names)):
+            if xattr in NFS4_ACL_XATTRS:
+                tally.nfs4_acl += xattr == b"system.nfs4_acl"
+                continue
+            if self.rules.drop_xattrs.advance(self._drop_start, xattr)[1]:
+                tally.dropped_xattrs += 1
+                continue
+            problem = xattr_problem(xattr)
+            if problem:
+                why = f"has the xattr {printable(xattr)}, which cannot be carried: {problem}"
+                raise Unfaithful(prefix + name, why)
+            try:
+                flat += (xattr, os.getxattr(name or b".", xattr, follow_symlinks=False))
+            except OSError as error:
+                if error.errno in (errno.ENODATA, errno.ERANGE):
+                    raise Changed(prefix + name) from None
+                raise failure(prefix + name, error) from None
+        return flat
+
+
+_T = TypeVar("_T")
+
+
+def twice(read: Callable[[], _T]) -> _T:
+    """What `read` returns; when it finds a change, what it returns the second time."""
+    try:
+        return read()
+    except Changed:
+        pass
+    try:
+        return read()
+    except Changed as change:
+        raise Unfaithful(change.path, "changed while it was read, twice") from None

@@ -1,0 +1,136 @@
+"""What a scan's parent and its workers tell each other about directories, and what holds for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from operator import add
+from typing import NamedTuple
+
+from mkmeta.model import DigestName, DirectoryKind
+from mkmeta.pattern import Patterns, State
+from mkmeta.scanner.base import Base, BaseDirectory
+
+
+class Unfaithful(Exception):
+    """Something a manifest cannot carry: where, and why."""
+
+    def __init__(self, path: bytes, why: str, *, error: OSError | None = None) -> None:
+        super().__init__(why)
+        self.path = path
+        self.why = why
+        self.errno = error.errno if error else None
+
+
+class Changed(Exception):
+    """Something is not what it was a moment ago."""
+
+    def __init__(self, path: bytes) -> None:
+        self.path = path
+
+
+class Child(NamedTuple):
+    """Something below a directory that is a task of its own."""
+
+    name: bytes
+    kind: DirectoryKind | None  # None: a large file
+    select: State
+    hide: State
+    position: int  # among the entries
+    base: BaseDirectory | None = None  # what the base has there
+    only: State | None = None  # None: everything below is walked
+    kept: bool = False  # taken from the base as it is
+
+
+class Counts(NamedTuple):
+    """What was recorded, and what was left out on purpose."""
+
+    dirs: int = 0
+    skeleton: int = 0  # merge directories, not in dirs
+    files: int = 0
+    symlinks: int = 0
+    others: int = 0  # fifos, sockets, devices
+    bytes: int = 0  # st_size of all files
+    hidden: int = 0  # names left out by --hide
+    snapshots: int = 0  # .snapshot directories left out
+    silly_renamed: int = 0  # .nfsXXXX files left out
+    nfs4_acl: int = 0  # entries with an NFSv4 ACL, which is not recorded
+    dropped_xattrs: int = 0  # left out by --drop-xattr
+    unchanged: int = 0  # not read, since they are as in the base
+
+    def plus(self, other: Iterable[int]) -> Counts:
+        """The sums with what another Counts, or a plain tuple of its fields, holds."""
+        return Counts(*map(add, self, other))
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one listing while it is made; fields as in Counts."""
+
+    symlinks: int = 0
+    others: int = 0
+    bytes: int = 0
+    hidden: int = 0
+    snapshots: int = 0
+    silly_renamed: int = 0
+    nfs4_acl: int = 0
+    dropped_xattrs: int = 0
+    unchanged: int = 0
+    kept: int = 0  # rows taken from the base without a look: counted there
+
+
+@dataclass(slots=True)
+class Listing:
+    """A directory as its object will need it: packed entries, with a gap for every child.
+
+    `pieces[i]` holds the entries before child i, the last piece those after the last child. A large file comes as a
+    listing with one piece, its entry.
+    """
+
+    entries: int = 0  # in the pieces
+    pieces: list[bytes] = field(default_factory=list)
+    children: list[Child] = field(default_factory=list)
+    inodes: list[int] = field(default_factory=list)  # per entry, children included
+    change_times: list[int] = field(default_factory=list)
+    links: list[tuple[int, bytes, bytes]] = field(default_factory=list)  # inode, name, fingerprint
+    left_out: list[tuple[bytes, str]] = field(default_factory=list)  # entries of a merge directory: path, why
+    replaced: list[bytes] = field(default_factory=list)  # packed entries of the base that were looked at anew
+    along: bool = False  # only part of it was looked at
+    same: bool = False  # entries and their facts are those of the base, directories apart
+    head: bytes = b""  # the directory's own entry, up to the ID of its object
+    tail: bytes = b""  # the rest of it, after the number of entries
+    tally: Tally = field(default_factory=Tally)
+
+    def counts(self, kind: DirectoryKind | None) -> tuple[int, ...]:
+        """The fields of Counts for this listing, which was of a directory of this kind or, None, a large file."""
+        tally = self.tally
+        return (
+            kind is DirectoryKind.OPAQUE,
+            0,
+            self.entries - tally.symlinks - tally.others - tally.kept,
+            tally.symlinks,
+            tally.others,
+            tally.bytes,
+            tally.hidden,
+            tally.snapshots,
+            tally.silly_renamed,
+            tally.nfs4_acl,
+            tally.dropped_xattrs,
+            tally.unchanged,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanRules:
+    """What holds for the whole scan; workers inherit it."""
+
+    root_fd: int
+    device: int  # st_dev of the root
+    select: Patterns
+    hide: Patterns
+    drop_xattrs: Patterns  # each a single component
+    only: Patterns | None = None  # with a base: what is walked at all
+    base: Base | None = None
+    digests: Collection[DigestName]
+    mount_points: Collection[bytes]  # paths below the root
+    open_content: Callable[[bytes], int]  # opens a file of the working directory for hashing
