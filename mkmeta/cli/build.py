@@ -6,6 +6,7 @@ import argparse
 import os
 
 from mkmeta.cli.host_arguments import add_wait, notes
+from mkmeta.cli.layer_argument import FoundLayer
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.output import emit, human_bytes, note, path_fields
 from mkmeta.cli.progress import ProgressLine
@@ -24,6 +25,9 @@ _DESCRIPTION = """\
 Writes the overlayfs layer that a manifest describes: a directory tree of metadata only, to be mounted over the volume
 that was scanned. The layer is written beside DEST, flushed, and appears there by one rename, complete or not at all.
 
+With --base, files that are just the same in an earlier layer are not written again: both layers have the same inode, by
+a hard link. That saves what a file takes on disk, and shows in link counts; formats/upper.md section 7 has the price.
+
 With --store, it becomes the next numbered generation of a store instead: a directory that keeps several layers, from
 which `mkmeta activate` mounts and `mkmeta gc` removes. The store is made if it does not exist. The new generation is
 the current one; when the newest generation is that manifest already, nothing is built.
@@ -38,6 +42,7 @@ examples:
   mkmeta build --userxattr sw.mkm layer                            for mounts in user namespaces
   ssh publisher cat sw.mkm | mkmeta build - /var/lib/mkmeta/sw
   mkmeta build sw.mkm --store /var/lib/mkmeta/sw                   add a generation and make it the current one
+  mkmeta build sw.mkm --store STORE --base STORE                   the same, sharing inodes with the current one
 
 exit codes:
   0    the layer is at DEST, or the current generation of STORE
@@ -75,6 +80,12 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--expect-id", metavar="ID", type=_manifest_id, help="build this manifest and no other")
     parser.add_argument(
+        "--base",
+        metavar="LAYER",
+        type=os.fsencode,
+        help="share unchanged files with this layer, generation or store on the same filesystem (default: share none)",
+    )
+    parser.add_argument(
         "--redirect-prefix",
         metavar="PATH",
         type=os.fsencode,
@@ -110,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
         swap=args.swap,
         discard=args.discard,
         expect_id=args.expect_id,
+        base=None if args.base is None else FoundLayer.at(args.base).layer,
         jobs=args.jobs,
     )
     with (
@@ -198,6 +210,7 @@ def _result_fields(result: BuildResult) -> dict[str, object]:
         "filesystem": result.filesystem,
         "xattr_files": result.spent.files,
         "xattr_bytes": result.spent.size,
+        "shared": result.spent.shared,
         "seconds": round(result.seconds, 3),
     }
 
@@ -207,7 +220,10 @@ def _note_result(what: str, result: BuildResult, leftovers: tuple[bytes, ...]) -
     if result.spent.files:
         _note_spent(result)
     links = f", {result.links} of them hard links" if result.links else ""
-    note(f"{what}: {result.entries} entries{links}, {result.seconds:.1f} s")
+    shared = f", {result.spent.shared} shared with the base" if result.shares else ""
+    note(f"{what}: {result.entries} entries{links}{shared}, {result.seconds:.1f} s")
+    if result.shares is False:
+        note("note: nothing can be shared: --base is on another filesystem")
 
 
 def _note_leftovers(leftovers: tuple[bytes, ...]) -> None:

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from mkmeta.compiler.diagnosis import Diagnosis, Step
 from mkmeta.compiler.links import LinkNames, make_links
 from mkmeta.compiler.plan import Plan
+from mkmeta.compiler.sharing import Base
 from mkmeta.compiler.staging import Destination, Staging
 from mkmeta.compiler.upper import Spent, UpperWriter
 from mkmeta.digest import ObjectId
@@ -41,6 +42,7 @@ class BuildOptions:
     swap: bool = False  # exchange with an existing DEST
     discard: bool = False  # with swap: remove the old tree
     expect_id: ObjectId | None = None
+    base: bytes | None = None  # a layer to share unchanged files with, by hard links
     jobs: int = 1  # worker processes
 
 
@@ -53,7 +55,8 @@ class BuildResult:
     links: int  # of them, further names of an inode
     old: bytes | None  # name, beside DEST, of the tree that was DEST before
     filesystem: str  # type of the one DEST is on
-    spent: Spent  # on xattrs that do not fit into inodes
+    spent: Spent
+    shares: bool | None  # whether files could be shared with a base; None: there was none
     leftovers: tuple[bytes, ...]  # names beside DEST that a killed build left and that could not be removed
     seconds: float
 
@@ -91,13 +94,17 @@ def build(
         leftovers = destination.remove_leftovers()
         diagnosis = Diagnosis(destination.parent_fd)
         with LinkNames(reader.links()) as links, contextlib.ExitStack() as stack:
-            _check_room(destination, root.directory.entries - links.count)
+            base = stack.enter_context(Base(options.base, options.plan)) if options.base is not None else None
+            if base is None:  # or how many inodes it takes is known in the end only
+                _check_room(destination, root.directory.entries - links.count)
             try:
                 with ending_signals_held():
                     staging = stack.enter_context(Staging(destination, options.plan.namespace))
             except OSError as error:
                 raise diagnosis.explain(error, dest, Step.CREATE) from None
-            spent = _write(reader, staging.fd, options, links, progress)
+            if base is not None and not base.mark(staging.fd):
+                base = None
+            spent = _write(reader, staging.fd, options, links, base, progress)
             try:
                 old = staging.publish(swap=options.swap, discard=options.discard)
             except OSError as error:
@@ -113,6 +120,7 @@ def build(
         old=old,
         filesystem=filesystem,
         spent=spent,
+        shares=None if options.base is None else base is not None,
         leftovers=tuple(leftovers),
         seconds=time.monotonic() - started,
     )
@@ -136,7 +144,14 @@ def _check_room(destination: Destination, inodes: int) -> None:
         )
 
 
-def _write(reader: ManifestReader, top: int, options: BuildOptions, links: LinkNames, progress: Progress) -> Spent:
+def _write(
+    reader: ManifestReader,
+    top: int,
+    options: BuildOptions,
+    links: LinkNames,
+    base: Base | None,
+    progress: Progress,
+) -> Spent:
     """Writes the whole tree to the directory `top`. Raises BuildError and FormatError."""
     plan = options.plan
     node = plan.root(reader.root, reader.id)
@@ -148,7 +163,7 @@ def _write(reader: ManifestReader, top: int, options: BuildOptions, links: LinkN
     spent = Spent()
     done, total = 0, reader.root.directory.entries
     stack = [_Task(b"", reader.root.directory)]
-    with WorkerPool(options.jobs, lambda pipe: _work(pipe, reader, top, plan, links)) as pool:
+    with WorkerPool(options.jobs, lambda pipe: _work(pipe, reader, UpperWriter(top, base), plan, links)) as pool:
         idle = list(pool.workers)
         while stack or len(idle) < options.jobs:
             while stack and idle:
@@ -177,10 +192,10 @@ def _take_batch(stack: list[_Task]) -> list[_Task]:
     return batch[::-1]
 
 
-def _work(pipe: Connection, reader: ManifestReader, top: int, plan: Plan, links: LinkNames) -> None:
+def _work(pipe: Connection, reader: ManifestReader, writer: UpperWriter, plan: Plan, links: LinkNames) -> None:
     """What a worker process runs: answers each list of tasks with a _Done, or with the exception that ended it."""
     os.umask(0)
-    builder = _Builder(reader, top, plan, links)
+    builder = _Builder(reader, writer, plan, links)
     for tasks in messages(pipe):
         try:
             pipe.send(builder.run(tasks))
@@ -193,11 +208,11 @@ def _work(pipe: Connection, reader: ManifestReader, top: int, plan: Plan, links:
 class _Builder:
     """Fills and finishes directories."""
 
-    def __init__(self, reader: ManifestReader, top: int, plan: Plan, links: LinkNames) -> None:
+    def __init__(self, reader: ManifestReader, writer: UpperWriter, plan: Plan, links: LinkNames) -> None:
         self._reader = reader
         self._plan = plan
         self._links = links
-        self._writer = UpperWriter(top)
+        self._writer = writer
 
     def run(self, tasks: list[_Task]) -> _Done:
         """Works through the tasks, and through everything below those that are not worth splitting."""

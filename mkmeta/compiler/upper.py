@@ -14,6 +14,7 @@ from typing import assert_never
 
 from mkmeta.compiler.diagnosis import Diagnosis, Step
 from mkmeta.compiler.plan import PlannedNode
+from mkmeta.compiler.sharing import Base, share
 from mkmeta.errors import BuildError
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.model import ACL_XATTRS, NS, Device, Directory, Inode, RegularFile, Special, Symlink, Xattrs
@@ -28,15 +29,17 @@ _BLOCK = 512  # bytes, unit of st_blocks
 
 @dataclass(slots=True)
 class Spent:
-    """Files that took blocks although they hold no data: their xattrs did not fit into the inode."""
+    """What the files of a layer cost, which hold no data."""
 
-    files: int = 0
-    size: int = 0  # bytes
+    files: int = 0  # that took blocks all the same: their xattrs did not fit into the inode
+    size: int = 0  # bytes of these
+    shared: int = 0  # that cost nothing: they are hard links to files of the base
 
     def add(self, other: Spent) -> None:
         """Adds what another process counted."""
         self.files += other.files
         self.size += other.size
+        self.shared += other.shared
 
 
 class UpperWriter:
@@ -45,8 +48,10 @@ class UpperWriter:
     Changes the process's current directory and umask: for worker processes of its own, but for `finish`.
     """
 
-    def __init__(self, top: int) -> None:
+    def __init__(self, top: int, base: Base | None = None) -> None:
+        """`base`: a layer whose files are linked to where they are just as planned."""
         self._top = top
+        self._base = base
         self._diagnosis = Diagnosis(top)
         status = os.fstat(top)
         self._creator = (status.st_uid, status.st_gid)  # what new nodes belong to, also on a mount with `grpid`
@@ -58,14 +63,19 @@ class UpperWriter:
         Raises BuildError naming the node.
         """
         fd = self.open(path)
+        source = self._base.directory(path) if self._base else None
         try:
             os.fchdir(fd)  # xattrs of links and special files have only names to be set by
             prefix = path + b"/" if path else b""
             for node in children:
-                self._create(node, prefix)
+                if source is None or not self._share(node, prefix, source, fd):
+                    self._create(node, prefix)
         except BaseException:
             os.close(fd)
             raise
+        finally:
+            if source is not None:
+                os.close(source)
         return fd
 
     def open(self, path: bytes) -> int:
@@ -81,6 +91,17 @@ class UpperWriter:
         What is created later inside the directories below does not change this one any more.
         """
         self._dress(fd, path, node, created=_NEW_DIRECTORY)
+
+    def _share(self, node: PlannedNode, prefix: bytes, source: int, fd: int) -> bool:
+        """Links the base's file, if it is one without data and just as planned."""
+        if type(node.inode) is not RegularFile or not node.inode.size:
+            return False
+        try:
+            status = share(node, source, fd)
+        except OSError as error:
+            raise self._diagnosis.explain(error, prefix + node.name, Step.LINK) from None
+        self.spent.shared += status is not None
+        return status is not None
 
     def _create(self, node: PlannedNode, prefix: bytes) -> None:
         name, inode, _ = node

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from mkmeta.compiler.sharing import is_shared
 from mkmeta.compiler.staging import layer_id
 from mkmeta.errors import MountError, NoGenerationError, NotActiveError, RefusedError, StoreError, UsageError, printable
 from mkmeta.linux.mount import MountFlags
@@ -259,6 +260,7 @@ def _mount(
         note(f"note: profile {profile}, as nested does not work here ({reasons}): {profile.lacks}")
     if profile is Profile.UPPER:
         _check_unused(generation)
+        _check_unshared(generation)
         generation.mark_written()
     plan = replace(plan, profile=profile, work=generation.work if profile is Profile.UPPER else None)
     with ending_signals_held(), made(plan, run) as fd, _moved(store, generation):
@@ -327,6 +329,17 @@ def _id_of(layer: bytes) -> bytes | None:
 
 def _is_overlay(path: bytes) -> bool:
     return mount_of(path, mounts()).fstype == b"overlay"
+
+
+def _check_unshared(generation: Generation) -> None:
+    """Raises RefusedError when files of the layer are files of another one too: written here, they change there."""
+    with closing(os.open(generation.layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        if is_shared(fd):
+            raise RefusedError(
+                "files of this layer are shared with another one (build --base): writing here would change that too",
+                path=generation.layer,
+                hint="build it into a store of its own, without --base",
+            )
 
 
 def _check_unused(generation: Generation) -> None:

@@ -118,6 +118,11 @@ class Host:
             umount2(found[-1], MNT_DETACH)
 
 
+def mounts_below(top: Path) -> list[Mount]:
+    """The mounts below a directory: others on this machine come and go."""
+    return [mount for mount in mounts() if mount.point.startswith(os.fsencode(top) + b"/")]
+
+
 def host_in(top: Path, *, userxattr: bool = False) -> Iterator[Host]:
     """A host with one release and one generation, unmounted in the end."""
     host = Host(top, userxattr=userxattr)

@@ -15,11 +15,11 @@ import pytest
 from mkmeta.__main__ import main
 from mkmeta.host import lower_checks
 from mkmeta.host.lower_checks import ENTRIES, FILES, LowerChecks, take_sample
-from mkmeta.linux.mountinfo import _parse, mounts
+from mkmeta.linux.mountinfo import _parse
 from mkmeta.linux.syscalls import open_beneath
 from tests.compiler.test_user_namespace import as_user, give_to_user
 from tests.conftest import Mount
-from tests.host.hosts import Host
+from tests.host.hosts import Host, mounts_below
 
 root_with_overlay = pytest.mark.needs("root", "overlay", "trusted xattrs")
 
@@ -34,9 +34,10 @@ class Doctor:
 
     def __call__(self, *args: str | Path, code: int = 0) -> Found:
         """The findings by identifier, the worst one of each."""
-        before, scratch = mounts(), set(os.listdir(tempfile.gettempdir()))
+        where = Path(tempfile.gettempdir())
+        before, scratch = mounts_below(where), set(os.listdir(tempfile.gettempdir()))
         assert main(["doctor", "--json", *map(str, args)]) == code
-        assert mounts() == before
+        assert mounts_below(where) == before
         assert set(os.listdir(tempfile.gettempdir())) == scratch
         *checks, summary = [json.loads(line) for line in self._capsys.readouterr().out.splitlines()]
         order = ["ok", "note", "warning", "failure"]

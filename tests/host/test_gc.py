@@ -114,13 +114,16 @@ def kill_collections(host: Host, times: int) -> int:
     """Kills `gc` at random points while a generation is mounted; the next call goes on, the mounted one stays."""
     host.activate()
     chance = random.Random(times)
+    command = host.command("gc", host.store, *AT_ONCE)
     killed = 0
     for number in range(times):
+        started = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True)
+        whole = time.monotonic() - started  # of one with little to do, on this machine as busy as it is now
         host.release(f"x{number}", {f"lib/{name}": name for name in map(str, range(30))})
         host.publish("grp/*/*")
-        command = host.command("gc", host.store, *AT_ONCE)
         program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.1, 0.35))
+        time.sleep(chance.uniform(0.4, 1.0) * whole)
         program.kill()
         killed += program.wait() == -signal.SIGKILL
         assert (host.point / "grp/paint/v1/lib/one").read_text() == "first\n"

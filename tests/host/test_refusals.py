@@ -90,6 +90,20 @@ def test_a_layer_that_is_read_cannot_become_writable(host: Host) -> None:
     host.call("deactivate", host.point)
 
 
+def test_layers_that_share_files_cannot_become_writable(host: Host) -> None:
+    """A change of a file's mode through one would change it in the other."""
+    host.release("v2", {"lib/two": "second\n"})
+    base = next(host.store.glob("generations/000001-*/layer"))
+    manifest = host.top / "sw.mkm"
+    host.call("scan", host.volume, "--select", "grp/*/v*", "-o", manifest)
+    host.call("build", manifest, "--store", host.store, "--base", base)
+    for generation in ("1", "2"):
+        refused = host.activate("--generation", generation, "--profile", "upper", check=16)
+        assert "shared with another" in refused.err
+        host.activate("--generation", generation)
+        host.call("deactivate", host.point)
+
+
 def test_a_layer_of_trusted_attributes_in_a_user_namespace(host: Host) -> None:
     """The kernel would mount it, and every file would be full of zeros."""
     command = host.command("activate", host.store, host.point, "--lower", host.volume)

@@ -17,7 +17,7 @@ from mkmeta.linux import mount as calls
 from mkmeta.linux.mountinfo import mounts
 from mkmeta.mounts import switch
 from mkmeta.mounts.live import live_at
-from tests.host.hosts import Host
+from tests.host.hosts import Host, mounts_below
 
 pytestmark = pytest.mark.needs("root", "overlay")
 
@@ -72,10 +72,10 @@ def test_what_is_open_stays_with_the_old_mount(host: Host) -> None:
 def test_a_hundred_switches_leave_one_mount_and_no_descriptor(host: Host) -> None:
     _two_generations(host)
     host.activate()
-    everywhere, descriptors = len(mounts()), len(os.listdir("/proc/self/fd"))
+    everywhere, descriptors = len(mounts_below(host.top)), len(os.listdir("/proc/self/fd"))
     for number in range(100):
         host.activate("--generation", str(1 + number % 2))
-    assert (len(mounts()), len(os.listdir("/proc/self/fd"))) == (everywhere, descriptors)
+    assert (len(mounts_below(host.top)), len(os.listdir("/proc/self/fd"))) == (everywhere, descriptors)
     assert len(host.stack()) == 1
     assert host.leftovers() == []
 

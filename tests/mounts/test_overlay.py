@@ -17,6 +17,7 @@ from mkmeta.mounts.live import layers_of
 from mkmeta.mounts.overlay import closing, make
 from mkmeta.mounts.profile import Overlay
 from mkmeta.mounts.run import RunDirectory
+from tests.host.hosts import mounts_below
 
 pytestmark = pytest.mark.needs("root", "overlay")
 ODD = [
@@ -148,9 +149,9 @@ def test_a_volume_in_the_layer_is_explained(tmp_path: Path, run: RunDirectory) -
 
 
 def test_a_mount_that_is_not_attached_is_gone_with_its_descriptor(tmp_path: Path, run: RunDirectory) -> None:
-    before = mounts()
+    before = mounts_below(tmp_path)
     os.close(make(_overlay(tmp_path, b"layer", data=False), run.scratch))
-    assert mounts() == before
+    assert mounts_below(tmp_path) == before
 
 
 def test_flags_of_mountinfo() -> None:

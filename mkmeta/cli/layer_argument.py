@@ -1,0 +1,60 @@
+"""The argument of verbs that look at a layer: a store, a generation of one, or any directory that was built."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Self
+
+from mkmeta.compiler.plan import Plan
+from mkmeta.errors import IdMismatchError, NoGenerationError
+from mkmeta.manifest.reader import ManifestReader
+from mkmeta.store.generation import GENERATIONS, LAYER, Generation
+from mkmeta.store.store import Store
+
+
+@dataclass(frozen=True)
+class FoundLayer:
+    """A layer, and the generation it belongs to, if it does."""
+
+    layer: bytes
+    generation: Generation | None
+
+    @classmethod
+    def at(cls, path: bytes) -> Self:
+        """The layer that is meant: the current one of a store, that of a generation, or `path` itself.
+
+        Raises StoreError and NoGenerationError.
+        """
+        real = os.path.realpath(path)
+        if os.path.lexists(os.path.join(real, b"store.json")):
+            current = Store.open(real).current()
+            if current is None:
+                raise NoGenerationError("has no generation yet", path=path, hint="mkmeta build --store adds one")
+            return cls(current.layer, current)
+        inside, name = os.path.split(real)
+        directory = inside if name == LAYER else real
+        generations, name = os.path.split(directory)
+        store, middle = os.path.split(generations)
+        generation = Generation.named(store, name) if middle == GENERATIONS else None
+        return cls(generation.layer, generation) if generation else cls(real, None)
+
+    def plan(self) -> Plan:
+        """How the generation says its layer was built. Raises StoreError."""
+        assert self.generation is not None
+        about = self.generation.about()
+        return Plan(prefix=about.redirect_prefix, userxattr=about.userxattr, verity=about.verity)
+
+    def open_manifest(self) -> ManifestReader:
+        """The manifest of the generation; the caller closes it. Raises IdMismatchError when it is another's."""
+        assert self.generation is not None
+        reader = ManifestReader.open(self.generation.manifest)
+        about = self.generation.about()
+        if reader.id != about.id:
+            reader.close()
+            raise IdMismatchError(
+                f"is manifest {reader.id.hex()[:12]}, its generation was built from {about.id.hex()[:12]}",
+                path=self.generation.manifest,
+                hint="name the right one with --manifest, or build the generation again",
+            )
+        return reader
