@@ -27,8 +27,12 @@ def find_entry(reader: ManifestReader, argument: str) -> tuple[bytes, Node]:
 
 def emit_entry(path: bytes, node: Node, row: PrimaryRow | LinkRow | None = None) -> None:
     """Prints the JSON message `entry`: everything recorded of an entry, and what a link row says of it."""
+    emit("entry", **path_fields(path), **entry_fields(node, row))
+
+
+def entry_fields(node: Node, row: PrimaryRow | LinkRow | None = None) -> dict[str, object]:
+    """Everything recorded of an entry, and what a link row says of it, for JSON."""
     fields: dict[str, object] = {
-        **path_fields(path),
         "type": type_name(node.mode),
         "mode": f"{stat.S_IMODE(node.mode):04o}",
         "uid": node.uid,
@@ -56,7 +60,7 @@ def emit_entry(path: bytes, node: Node, row: PrimaryRow | LinkRow | None = None)
             fields["nlink"] = nlink
         case LinkRow(_, target):
             fields |= path_fields(target, "hard_link_to")
-    emit("entry", **fields)
+    return fields
 
 
 def long_line(shown: bytes, node: Node) -> str:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
+from collections.abc import Sequence
 
 from mkmeta import __version__
-from mkmeta.cli import (
-    activate,
-    build,
-    deactivate,
-    doctor,
-    dump,
-    gc,
-    ls,
-    publish,
-    refresh,
-    rollback,
-    scan,
-    show,
-    status,
+
+_VERBS = (
+    *("scan", "build", "verify", "diff", "merge", "prune", "publish"),
+    *("activate", "status", "rollback", "deactivate", "refresh", "gc", "doctor"),
+    *("show", "explain", "ls", "dump"),
 )
 
 _DESCRIPTION = """\
@@ -37,8 +31,12 @@ examples:
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of `mkmeta`; the namespace it returns has `run`, the verb's function."""
+def make_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of `mkmeta`, for a command line; the namespace it returns has `run`, the verb's function.
+
+    Only the verb that the command line begins with is imported, and all of them where it begins with something else.
+    """
+    given = sys.argv[1:2] if argv is None else argv[:1]
     parser = argparse.ArgumentParser(
         prog="mkmeta",
         description=_DESCRIPTION,
@@ -48,6 +46,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mkmeta {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for verb in (scan, build, publish, activate, status, rollback, deactivate, refresh, gc, doctor, show, ls, dump):
-        verb.add_parser(verbs)
+    for verb in given if given and given[0] in _VERBS else _VERBS:
+        importlib.import_module(f"mkmeta.cli.{verb}").add_parser(verbs)
     return parser

@@ -18,6 +18,7 @@ PAGE = Path(__file__).parents[2] / "formats" / "cli.md"
 VERBS = (
     *("scan", "build", "activate", "status", "rollback", "deactivate", "refresh", "publish", "gc", "doctor"),
     *("show", "ls", "dump"),
+    *("verify", "explain", "diff", "merge", "prune"),
 )
 
 
@@ -55,6 +56,11 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
     os.setxattr(volume / "good/file", "user.x", b"1")
     os.setxattr(volume / "bad/file", "user.overlay.opaque", b"y")
     layer = str(tmp_path / "layer")
+    other = tmp_path / "other"
+    (other / "good").mkdir(parents=True)
+    (other / "good/file").touch()
+    assert main(["scan", str(other), "-o", str(tmp_path / "other.mkm")]) == 0
+    capsys.readouterr()
     calls = [
         ["scan", str(volume), "--select", "*", "--select", "no", "-o", str(manifest)],
         ["build", str(manifest), layer, "--userxattr"],
@@ -65,6 +71,12 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
         ["show", str(manifest)],
         ["ls", str(manifest), "-R"],
         ["dump", str(manifest)],
+        ["verify", layer, "--manifest", str(manifest), "--userxattr", "--lower", str(volume), "--data"],
+        ["verify", layer, "--manifest", str(manifest), "--userxattr", "--no-verity"],
+        ["explain", str(manifest), "good/file"],
+        ["prune", str(manifest), "--drop", "good/same", "--drop", "no", "-o", str(tmp_path / "pruned.mkm")],
+        ["merge", str(tmp_path / "pruned.mkm"), str(manifest), "-o", str(tmp_path / "merged.mkm")],
+        ["diff", str(tmp_path / "pruned.mkm"), str(tmp_path / "other.mkm")],
         ["build", str(manifest), layer],
         ["ls", str(manifest), "no"],
     ]
@@ -77,7 +89,7 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
             keys = {key.removesuffix("_b64") for key in message}
             assert keys <= documented()[kind, call[0]], (kind, call)
             seen.add((kind, call[0]))
-        assert (kind == "exit_error") == (code not in (0, 3, 23))
+        assert (kind == "exit_error") == (code not in (0, 3, 4, 23))
     verbs = {call[0] for call in calls}  # those that mount are in tests/host/test_messages.py
     expected = {pair for pair in documented() if pair[0] != "exit_error" and pair[1] in verbs} | {
         ("exit_error", "ls"),

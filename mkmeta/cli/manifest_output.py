@@ -1,0 +1,43 @@
+"""The -o option of verbs that make manifests from manifests: a file that appears when it is complete, or stdout."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar
+
+from mkmeta.errors import UsageError
+from mkmeta.manifest.output import atomic_output
+
+_T = TypeVar("_T")
+
+
+def add_output_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the option; its value is for `write_manifest`."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="MANIFEST",
+        type=os.fsencode,
+        required=True,
+        help="the manifest to write; it appears when it is complete. - is stdout (the ID goes to stderr then)",
+    )
+
+
+def write_manifest(args: argparse.Namespace, write: Callable[[BinaryIO], _T]) -> _T:
+    """What `write` returns for the stream of the output. Raises UsageError when it cannot be stdout."""
+    if args.output != b"-":
+        with atomic_output(args.output) as stream:
+            return write(stream)
+    if args.json:
+        raise UsageError("--json and a manifest cannot both go to stdout", hint="name a file with -o")
+    if sys.stdout.isatty():
+        raise UsageError("a manifest is not for a terminal", hint="name a file with -o, or use a pipe")
+    return write(sys.stdout.buffer)
+
+
+def print_id(args: argparse.Namespace, manifest_id: bytes) -> None:
+    """The last line of such a verb."""
+    print(manifest_id.hex(), file=sys.stderr if args.output == b"-" else sys.stdout)
