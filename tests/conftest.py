@@ -68,6 +68,17 @@ def _loop(scratch: Path) -> bool:
     )
 
 
+def _fs_verity(scratch: Path) -> bool:
+    """Whether a file of an ext4 can be given fs-verity, which takes the kernel and fsverity-utils."""
+    image = scratch / "verity"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    script = f"mount -o loop {image} {scratch}/top && : >{scratch}/top/file && fsverity enable {scratch}/top/file"
+    return _works("mkfs.ext4", "-q", "-b", "4096", "-O", "verity", image) and _works(
+        "unshare", "--mount", "sh", "-c", script
+    )
+
+
 def _probe() -> dict[str, bool]:
     with tempfile.TemporaryDirectory(prefix="mkmeta-probe-") as name:
         scratch = Path(name)
@@ -81,6 +92,7 @@ def _probe() -> dict[str, bool]:
             "overlay in user namespaces": _overlay(scratch, "--user", "--map-root-user"),
             "data-only userxattr": _data_only_userxattr(scratch),
             "loop mounts": root and _loop(scratch),
+            "fs-verity": root and _fs_verity(scratch),
             "NFS sandbox": root and "MKMETA_NFS_SANDBOX" in os.environ,  # set by tests/uml/guest.py
         }
         tools = (
@@ -103,9 +115,13 @@ def _probe() -> dict[str, bool]:
 
 
 CAPABILITIES = _probe()
+MUST_HAVE = "MKMETA_TESTS_MUST_HAVE"  # capabilities, comma-separated: what tests are run for must not be skipped
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    lacking = [name for name in os.environ.get(MUST_HAVE, "").split(",") if name and not CAPABILITIES[name]]
+    if lacking:
+        raise pytest.UsageError(f"this machine lacks what {MUST_HAVE} says it has: {', '.join(lacking)}")
     config.addinivalue_line("markers", "needs(*capabilities): what the machine must be able to do; see the header")
 
 

@@ -26,7 +26,9 @@ Scratch = Callable[[], AbstractContextManager[bytes]]  # a directory to mount at
 
 _OPTIONS_MAX: Final = 4095  # bytes: mount(2) takes one page, NUL included
 _OTHER_WAY: Final = re.compile(  # the kernel does not take layers this way; anything else it says is about the mount
-    r"(?i)(unknown parameter|bad value for|parameter type for) '(lower|data|upper|work)dir\+?'|invalid argument$"
+    # "Bad file descriptor" is how those before 6.13 decline one that is opened with O_PATH only
+    r"(?i)(unknown parameter|bad value for|parameter type for) '(lower|data|upper|work)dir\+?'"
+    r"|(invalid argument|bad file descriptor)$"
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +80,25 @@ def _only(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for other in ("_by_descriptor", "_by_path", "_by_string"):
         if other != way:
             monkeypatch.setattr(ways, other, unknown)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EBADF, "Bad file descriptor"),  # Linux 6.12
+        (errno.EINVAL, "Invalid argument"),
+        (errno.EINVAL, "overlay: Bad value for 'lowerdir+'"),
+    ],
+)
+def test_a_kernel_that_takes_no_descriptors_is_given_paths(
+    tmp_path: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def declined(_context: FilesystemContext, key: bytes, _fd: int) -> None:
+        raise MountRefused(number, said, key)
+
+    monkeypatch.setattr(FilesystemContext, "set_fd", declined)
+    with closing(make(_overlay(tmp_path, b"name", data=False), run.scratch)) as fd:
+        assert set(os.listdir(f"/proc/self/fd/{fd}")) == {"in-layer", "in-volume"}
 
 
 @pytest.mark.parametrize("name", ODD)
