@@ -26,7 +26,7 @@ Scratch = Callable[[], AbstractContextManager[bytes]]  # a directory to mount at
 
 _OPTIONS_MAX: Final = 4095  # bytes: mount(2) takes one page, NUL included
 _OTHER_WAY: Final = re.compile(  # the kernel does not take layers this way; anything else it says is about the mount
-    r"(?i)(unknown parameter|bad value for|parameter type for) '(lower|data|upper|work)dir\+?'|invalid argument$"
+    r"(?i)(unknown parameter|bad value for|parameter type for) '(lower|data|upper|work)dir\+?'|invalid argument$|^vfs: legacy: "
 )
 
 
@@ -38,7 +38,7 @@ def make(overlay: Overlay, scratch: Scratch) -> int:
             try:
                 return way(overlay)
             except MountRefused as error:
-                if not _OTHER_WAY.search(str(error.strerror)):
+                if not _is_about_the_way(error):
                     raise
             except OSError as error:
                 if error.errno != errno.ENOSYS:
@@ -46,6 +46,11 @@ def make(overlay: Overlay, scratch: Scratch) -> int:
         return _by_mount2(overlay, scratch)
     except OSError as error:
         raise _explained(error, overlay) from None
+
+
+def _is_about_the_way(error: MountRefused) -> bool:
+    """Besides what it says: before Linux 6.13 fsconfig(2) takes no descriptor opened O_PATH, EBADF for any key."""
+    return error.errno == errno.EBADF or bool(_OTHER_WAY.search(str(error.strerror)))
 
 
 def _by_descriptor(overlay: Overlay) -> int:
