@@ -26,7 +26,8 @@ Scratch = Callable[[], AbstractContextManager[bytes]]  # a directory to mount at
 
 _OPTIONS_MAX: Final = 4095  # bytes: mount(2) takes one page, NUL included
 _OTHER_WAY: Final = re.compile(  # the kernel does not take layers this way; anything else it says is about the mount
-    r"(?i)(unknown parameter|bad value for|parameter type for) '(lower|data|upper|work)dir\+?'|invalid argument$|^vfs: legacy: "
+    r"(?i)(unknown parameter|bad value for|parameter type for) '(lower|data|upper|work)dir\+?'|invalid argument$"
+    r"|^vfs: legacy: "
 )
 
 
@@ -49,8 +50,8 @@ def make(overlay: Overlay, scratch: Scratch) -> int:
 
 
 def _is_about_the_way(error: MountRefused) -> bool:
-    """Besides what it says: before Linux 6.13 fsconfig(2) takes no descriptor opened O_PATH, EBADF for any key."""
-    return error.errno == errno.EBADF or bool(_OTHER_WAY.search(str(error.strerror)))
+    """Besides its words: fsconfig(2) takes descriptors not at all before Linux 6.5, none opened O_PATH before 6.13."""
+    return error.errno in (errno.EBADF, errno.EOPNOTSUPP) or bool(_OTHER_WAY.search(str(error.strerror)))
 
 
 def _by_descriptor(overlay: Overlay) -> int:
