@@ -26,9 +26,8 @@ Scratch = Callable[[], AbstractContextManager[bytes]]  # a directory to mount at
 
 _OPTIONS_MAX: Final = 4095  # bytes: mount(2) takes one page, NUL included
 _OTHER_WAY: Final = re.compile(  # the kernel does not take layers this way; anything else it says is about the mount
-    # "Bad file descriptor" is how those before 6.13 decline one that is opened with O_PATH only
-    r"(?i)(unknown parameter|bad value for|parameter type for) '(lower|data|upper|work)dir\+?'"
-    r"|(invalid argument|bad file descriptor)$"
+    r"(?i)(unknown parameter|bad value for|parameter type for) '(lower|data|upper|work)dir\+?'|invalid argument$"
+    r"|^vfs: legacy: "
 )
 
 
@@ -40,7 +39,7 @@ def make(overlay: Overlay, scratch: Scratch) -> int:
             try:
                 return way(overlay)
             except MountRefused as error:
-                if not _OTHER_WAY.search(str(error.strerror)):
+                if not _is_about_the_way(error):
                     raise
             except OSError as error:
                 if error.errno != errno.ENOSYS:
@@ -48,6 +47,11 @@ def make(overlay: Overlay, scratch: Scratch) -> int:
         return _by_mount2(overlay, scratch)
     except OSError as error:
         raise _explained(error, overlay) from None
+
+
+def _is_about_the_way(error: MountRefused) -> bool:
+    """Besides its words: fsconfig(2) takes descriptors not at all before Linux 6.5, none opened O_PATH before 6.13."""
+    return error.errno in (errno.EBADF, errno.EOPNOTSUPP) or bool(_OTHER_WAY.search(str(error.strerror)))
 
 
 def _by_descriptor(overlay: Overlay) -> int:

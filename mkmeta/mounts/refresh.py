@@ -22,9 +22,9 @@ class Refreshed(NamedTuple):
 
 
 def refresh(live: LiveMount) -> Refreshed:
-    """Drops unused names and inodes of a mount, the inner one first. Raises MountError.
+    """Drops unused names and inodes of a mount, the outer one first: its names keep those of the inner one in use.
 
-    Nothing that is open is touched: the mount, its options and flags stay as they are.
+    Nothing that is open is touched: the mount, its options and flags stay as they are. Raises MountError.
     """
     if live.profile is Profile.NESTED and live.inner is None:
         raise MountError(
@@ -34,7 +34,7 @@ def refresh(live: LiveMount) -> Refreshed:
         )
     before = _cached_names()
     started = time.monotonic()
-    for one in (live.inner, live.mount):
+    for one in (live.mount, live.inner):
         if one is not None:
             try:
                 _drop(one)

@@ -47,6 +47,11 @@ class Host:
         return self.top / "volume"
 
     @property
+    def served(self) -> Path:
+        """The volume where it can be written to: on a file server, when there is one."""
+        return self.volume
+
+    @property
     def store(self) -> Path:
         return self.top / "store"
 
@@ -77,7 +82,7 @@ class Host:
     def release(self, version: str, files: dict[str, str]) -> None:
         """Puts a release on the volume: `grp/paint/VERSION` with files in it."""
         for name, text in files.items():
-            path = self.volume / "grp" / "paint" / version / name
+            path = self.served / "grp" / "paint" / version / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 

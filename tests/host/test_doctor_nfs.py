@@ -79,8 +79,9 @@ def test_numbers_are_those_of_the_mount() -> None:
 def test_every_cost_is_told_somewhere() -> None:
     told = []
     for options in (b"", b",nocto", b",noac", b",lookupcache=none", b",lookupcache=pos"):
-        line = _parse(LINE % (b"nfs4", b"4.2", b"hard", b"sys", options))
-        assert line.fstype in NFS_TYPES
-        told += [finding.message for finding in nfs_findings(line, userxattr=True)]
+        for fstype, version in ((b"nfs", b"3"), (b"nfs4", b"4.2")):
+            line = _parse(LINE % (fstype, version, b"hard", b"sys", options))
+            assert line.fstype in NFS_TYPES
+            told += [finding.message for finding in nfs_findings(line, userxattr=True)]
     for cost in COSTS.values():
         assert any(cost.partition("{")[0] in message for message in told), cost

@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from mkmeta.linux.mount import FilesystemContext
-from tests.conftest import Mount
 from tests.host.hosts import Host
 
 pytestmark = pytest.mark.needs("root", "overlay")
@@ -82,9 +80,10 @@ def test_it_says_what_it_cost(host: Host) -> None:
     assert int(str(message["names"])) > 500
 
 
-def test_deleted_and_replaced_files_of_a_volume_that_revalidates(host: Host, mount: Mount, tmp_path: Path) -> None:
+@pytest.mark.parametrize("profile", ["nested", "merge", "data-only"])
+def test_a_file_replaced_on_the_volume(host: Host, profile: str) -> None:
     """What a local volume shows after a refresh: the new state, not what was there before."""
-    host.activate("--profile", "merge")
+    host.activate("--profile", profile)
     path = host.point / "grp/paint/v1/lib/one"
     assert path.read_text() == "first\n"
     new = host.volume / "grp/paint/v1/lib/.new"

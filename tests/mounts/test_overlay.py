@@ -148,6 +148,29 @@ def test_by_string_a_long_path_goes_on_to_mount2(
     assert os.listdir(run.path + b"/inner") == []
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        MountRefused(errno.EBADF, os.strerror(errno.EBADF), b"lowerdir+"),  # 6.5 to 6.12
+        MountRefused(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), b"lowerdir+"),  # before
+        MountRefused(errno.EINVAL, "overlay: Unknown parameter 'lowerdir+'", b"lowerdir+"),
+        MountRefused(errno.EINVAL, "VFS: Legacy: Option 'lowerdir+' contained comma", b"lowerdir+"),
+        OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)),
+    ],
+    ids=str,
+)
+def test_what_older_kernels_say_to_a_way_they_do_not_know(
+    tmp_path: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch, refusal: OSError
+) -> None:
+    def refuse(_context: FilesystemContext, _key: bytes, _value: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr(FilesystemContext, "set_fd", refuse)
+    os.close(make(_overlay(tmp_path, b"layer", data=False), run.scratch))
+    monkeypatch.setattr(FilesystemContext, "set_string", refuse)
+    os.close(make(_overlay(tmp_path, b"second", data=False), run.scratch))
+
+
 def test_what_no_way_can_take_is_said(tmp_path: Path, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     _only("_by_mount2", monkeypatch)
     very_deep = b"/" + b"/".join([b"z" * 200] * 12)

@@ -52,7 +52,7 @@ EX_UNAVAILABLE, EX_SOFTWARE, TIMED_OUT = os.EX_UNAVAILABLE, os.EX_SOFTWARE, 124 
 
 def main() -> int:
     """Runs the guest and returns the exit code."""
-    kernels = sorted((path.parent.name for path in KERNELS.glob("*/linux.uml")), key=_version)
+    kernels = _kernels()
     parser = argparse.ArgumentParser(
         prog="python -m tests.uml",
         usage="%(prog)s [--kernel VERSION] [--memory MIB] [--time-limit SECONDS] [pytest arguments]",
@@ -66,10 +66,27 @@ def main() -> int:
         "--time-limit", type=float, default=1800, metavar="SECONDS", help="then it is killed (%(default)s)"
     )
     args, pytest_args = parser.parse_known_args()
-    kernel = args.kernel or (kernels[-1] if kernels else "any")
+    color = "yes" if sys.stdout.isatty() else "no"
+    options = ["-p", "no:cacheprovider", f"--color={color}", "-m", "nfs and not slow"]
+    command = [sys.executable, "-m", "pytest", *options, *pytest_args]
+    return boot(command, kernel=args.kernel, memory=args.memory, time_limit=args.time_limit)
+
+
+def boot(command: list[str], *, kernel: str | None = None, memory: int = 2048, time_limit: float = 1800) -> int:
+    """Runs a command in a guest, in the project's directory, and returns its exit code. SystemExit: none can be had.
+
+    `kernel` None is the newest there is; `memory` is in MiB, `time_limit` in seconds.
+    """
+    kernels = _kernels()
+    kernel = kernel or (kernels[-1] if kernels else "any")
     _check(kernel, kernels)
     with tempfile.TemporaryDirectory(prefix="mkmeta-uml-", dir="/var/tmp") as work:
-        return _run(Path(work), KERNELS / kernel, pytest_args, args.memory, args.time_limit)
+        return _run(Path(work), KERNELS / kernel, command, memory, time_limit)
+
+
+def _kernels() -> list[str]:
+    """Those that are here, the newest last."""
+    return sorted((path.parent.name for path in KERNELS.glob("*/linux.uml")), key=_version)
 
 
 def _version(name: str) -> tuple[int, ...]:
@@ -93,23 +110,12 @@ def _give_up(why: str) -> NoReturn:
     raise SystemExit(EX_UNAVAILABLE)
 
 
-def _run(work: Path, kernel: Path, pytest_args: list[str], memory: int, time_limit: float) -> int:
-    color = "yes" if sys.stdout.isatty() else "no"
+def _run(work: Path, kernel: Path, inside: list[str], memory: int, time_limit: float) -> int:
     job = {
         "top": str(TOP),
         "modules": str(kernel),
         "status": str(work / "status"),
-        "pytest": [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            f"--color={color}",
-            "-m",
-            "nfs and not slow",
-            *pytest_args,
-        ],
+        "command": inside,
         "environment": {"PATH": f"{Path(sys.executable).parent}:{PATH}", "COLUMNS": "120", "LC_ALL": "C.UTF-8"},
     }
     (work / "job.json").write_text(json.dumps(job))

@@ -1,4 +1,4 @@
-"""The first process inside the guest: prepares it, runs pytest, writes down its exit code, powers off.
+"""The first process inside the guest: prepares it, runs a command, writes down its exit code, powers off.
 
 Stands alone, since the guest starts it by its path: init of the kernel that tests/uml/__main__.py boots.
 """
@@ -35,7 +35,7 @@ def main() -> None:
         job = json.loads(Path(sys.argv[1]).read_text())
         os.environ.update(job["environment"])
         _prepare(Path(job["modules"]))
-        _write(Path(job["status"]), str(_pytest(job)))
+        _write(Path(job["status"]), str(_run(job)))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -66,8 +66,8 @@ def _prepare(modules: Path) -> None:
     os.mkdir("/srv/tmp")
 
 
-def _pytest(job: dict[str, Any]) -> int:
-    """Runs pytest and reaps what others leave behind, as init must."""
+def _run(job: dict[str, Any]) -> int:
+    """Runs the command and reaps what others leave behind, as init must."""
     os.chdir(job["top"])
     # Nothing is written beside the sources: they may belong to somebody else than who runs this
     environment = {
@@ -78,10 +78,10 @@ def _pytest(job: dict[str, Any]) -> int:
         "HYPOTHESIS_STORAGE_DIRECTORY": "/srv/tmp/hypothesis",
         "MKMETA_NFS_SANDBOX": "1",  # tests/conftest.py: this kernel's NFS server belongs to the tests
     }
-    tests = subprocess.Popen(job["pytest"], env=environment)
+    command = subprocess.Popen(job["command"], env=environment)
     while True:
         pid, status = os.wait()
-        if pid == tests.pid:
+        if pid == command.pid:
             return os.waitstatus_to_exitcode(status)
 
 
