@@ -7,6 +7,7 @@ FormatError; memory is bounded by the limits of formats/manifest.md section 4.
 from __future__ import annotations
 
 import os
+import struct
 from collections import OrderedDict
 from collections.abc import Container, Iterator
 from functools import cached_property, lru_cache
@@ -43,6 +44,7 @@ from mkmeta.codec.objects import (
 from mkmeta.digest import DIGEST_SIZE, ObjectId, ObjectKind
 from mkmeta.errors import FormatError, MkmetaError, printable, reason
 from mkmeta.manifest.links import check_groups
+from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import (
     PATH_LIMIT,
     DigestName,
@@ -60,6 +62,7 @@ _FRAME_CACHE_BYTES: Final = 16 << 20  # decompressed; a tree is written almost i
 _PAGE_ROWS = 128  # rows of the object table read at once
 _PAGE_CACHE = 512  # pages kept: 2.75 MiB
 _COPY_BYTES: Final = 1 << 20
+_PLACE = struct.Struct(">III")  # of an object: frame, offset, length; sorts as bytes do
 _DIRECTORY_CACHE = 64  # decoded directories kept for look-ups by path
 
 
@@ -182,11 +185,32 @@ class ManifestReader:
         return self._footer.frame_table
 
     def frames(self) -> Iterator[tuple[FrameRow, bytes]]:
-        """Every frame as it is in the file, compressed. Raises FormatError at one that is damaged."""
-        for number in range(self._footer.frames):
-            self._read_frame(number, f"frame {number}")
-            row = self._frame_row(number)
-            yield row, self._pread(row.compressed, row.offset, f"frame {number}")
+        """Every frame as it is in the file, compressed, when all objects in it have been found undamaged.
+
+        Raises FormatError at the first that is not, or not where the object table says.
+        """
+        with ExternalSorter() as places:
+            previous = b""
+            for record in self.object_rows():
+                object_id, frame, offset, length = OBJECT_ROW.unpack(record)
+                if object_id <= previous:
+                    raise FormatError("object table: not sorted")
+                previous = object_id
+                places.add(_PLACE.pack(frame, offset, length) + object_id)
+            rows = iter(places)
+            place = next(rows, None)
+            for number in range(self._footer.frames):
+                data = self._read_frame(number, f"frame {number}")
+                while place is not None and _PLACE.unpack_from(place)[0] == number:
+                    _, offset, length = _PLACE.unpack_from(place)
+                    content, object_id = data[offset : offset + length], place[_PLACE.size :]
+                    if len(content) != length or not any(kind.id_of(content) == object_id for kind in ObjectKind):
+                        raise FormatError(f"frame {number}: object {object_id.hex()[:16]} is damaged")
+                    place = next(rows, None)
+                row = self._frame_row(number)
+                yield row, self._pread(row.compressed, row.offset, f"frame {number}")
+            if place is not None:
+                raise FormatError("object table: names a frame that does not exist")
 
     def object_rows(self) -> Iterator[bytes]:
         """The rows of the object table."""
