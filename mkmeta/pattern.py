@@ -13,7 +13,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from mkmeta.errors import UsageError
 
@@ -22,6 +22,13 @@ NOWHERE: Final[State] = ()
 
 _ANY_DEPTH: Final = None
 _Component = re.Pattern[str] | bytes | None  # a name with wildcards, a plain name, `**`
+
+
+class Match(NamedTuple):
+    """Where patterns match on the way to a path."""
+
+    path: bytes
+    sources: tuple[bytes, ...]  # the patterns that do
 
 
 class Patterns:
@@ -52,6 +59,18 @@ class Patterns:
                 if component.match(text):
                     reached.add((number, done + 1))
         return self._reached(reached) if reached else (NOWHERE, [])
+
+    def first_match(self, path: bytes) -> Match | None:
+        """The highest place on the way to `path`, itself included, that a pattern matches; the root is none."""
+        state = self.start()
+        names = path.split(b"/") if path else []
+        for depth, name in enumerate(names, 1):
+            state, matched = self.advance(state, name)
+            if matched:
+                return Match(b"/".join(names[:depth]), tuple(self.sources[number] for number in matched))
+            if not state:
+                break
+        return None
 
     def names(self, state: State) -> set[bytes] | None:
         """The only names that can lead on from a directory with `state`; None when it has to be listed."""

@@ -185,27 +185,15 @@ def _subtree(way: list[Step], path: bytes, node: Node | None) -> bytes | None:
 
 def _selected(reader: ManifestReader, path: bytes) -> tuple[bytes | None, tuple[bytes, ...]]:
     """Where the selected subtree that a path is in begins, or would, and the patterns that match there."""
-    patterns = Patterns(reader.info.select)
-    names = path.split(b"/")
-    if not patterns.sources:
-        return (names[0] or None), ()
-    state = patterns.start()
-    for depth, name in enumerate(names):
-        state, matched = patterns.advance(state, name)
-        if matched:
-            return b"/".join(names[: depth + 1]), tuple(patterns.sources[number] for number in matched)
-    return None, ()
+    if not reader.info.select:
+        return (path.split(b"/")[0] or None), ()
+    return Patterns(reader.info.select).first_match(path) or (None, ())
 
 
 def _hidden_by(reader: ManifestReader, path: bytes) -> bytes | None:
     """The pattern that hides a path, or something above it."""
-    patterns = Patterns(reader.info.hide)
-    state = patterns.start()
-    for name in path.split(b"/"):
-        state, matched = patterns.advance(state, name)
-        if matched:
-            return patterns.sources[matched[0]]
-    return None
+    found = Patterns(reader.info.hide).first_match(path)
+    return found.sources[0] if found else None
 
 
 def _left_out(reader: ManifestReader, subtree: bytes) -> tuple[bytes, str] | None:

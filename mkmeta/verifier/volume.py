@@ -146,17 +146,8 @@ class VolumeVisitor:
             report.add(task, name, *why_closed(error))
             return
         made_up = SILLY_RENAMED.fullmatch(name) or (name == SNAPSHOT_NAME and stat.S_ISDIR(mode))
-        if made_up or self._is_hidden(task.below(name)):
+        if made_up or self._hide.first_match(task.below(name)):
             return
         kind = type_name(mode)
         message = f"is new: a {kind}, in a directory that was recorded completely; mounts of the layer do not show it"
         report.add(task, name, "new", message)
-
-    def _is_hidden(self, path: bytes) -> bool:
-        """Whether the scan was told to leave a name, or something above it, out."""
-        state = self._hide.start()
-        for name in path.split(b"/"):
-            state, matched = self._hide.advance(state, name)
-            if matched:
-                return True
-        return False

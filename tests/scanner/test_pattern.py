@@ -70,6 +70,19 @@ def test_walk_agrees_with_regular_expression(components: list[bytes], names: lis
     assert matches(b"/".join(components), b"/".join(names)) == expected
 
 
+@given(
+    st.lists(st.lists(COMPONENTS, min_size=1, max_size=4).map(b"/".join), max_size=4),
+    st.lists(st.sampled_from([b"a", b"b", b"ab"]), max_size=5),
+)
+def test_first_match_is_the_first_of_the_way(sources: list[bytes], names: list[bytes]) -> None:
+    expected = None
+    for depth in range(len(names), 0, -1):
+        above = b"/".join(names[:depth])
+        if found := tuple(source for source in sources if matches(source, above)):
+            expected = (above, found)
+    assert Patterns(sources).first_match(b"/".join(names)) == expected
+
+
 def test_state_is_empty_where_nothing_can_match() -> None:
     patterns = Patterns([b"grp/*/lib", b"tools/**/python"])
     assert patterns.advance(patterns.start(), b"home") == (NOWHERE, [])
