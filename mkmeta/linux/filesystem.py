@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+from mkmeta.linux.mountinfo import mount_behind, mounts
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _OVERLAYFS_SUPER_MAGIC = 0x794C7630  # linux/magic.h
@@ -14,13 +16,9 @@ _STATFS_LONGS = 64  # more than struct statfs has on any architecture; its first
 def filesystem_type(fd: int) -> str:
     """The type as in /proc/filesystems: `ext4`, `xfs`, `nfs4`; "this filesystem" where /proc does not tell."""
     try:
-        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
-            mount_id = next(line.split()[1] for line in file if line.startswith(b"mnt_id:"))
-        with open("/proc/self/mountinfo", "rb") as file:
-            fields = next(line.split() for line in file if line.split(None, 1)[0] == mount_id)
-    except (OSError, StopIteration):
+        return mount_behind(fd, mounts()).fstype.decode(errors="replace")
+    except OSError:
         return "this filesystem"
-    return fields[fields.index(b"-") + 1].decode(errors="replace")
 
 
 def is_overlay(fd: int) -> bool:

@@ -7,6 +7,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+from mkmeta.errors import printable
+
+_LINE: Final = re.compile(
+    rb"(?P<id>\d{1,10}) (?P<parent>\d{1,10}) (?P<major>\d{1,4}):(?P<minor>\d{1,7}) (?P<root>[^ ]+) (?P<point>[^ ]+) "
+    rb"(?P<flags>[^ ]+)(?: [^ ]+)*? - (?P<fstype>[^ ]+) (?P<source>[^ ]*) (?P<options>.*)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +39,16 @@ class Mount:
 
 def mounts(process: int | str = "self") -> list[Mount]:
     """The mounts of the mount namespace a process is in, below its root. Raises OSError when it is gone."""
-    return [_parse(line) for line in Path(f"/proc/{process}/mountinfo").read_bytes().splitlines() if line]
+    return parse(Path(f"/proc/{process}/mountinfo").read_bytes())
+
+
+def parse(table: bytes) -> list[Mount]:
+    """The mounts in the text of a mountinfo. Names in it are anybody's, and may hold any byte but NUL.
+
+    The kernel escapes what separates lines and fields, `\\n` and space; of other white space it leaves some as it is.
+    A line of another form is passed over: it can only be the rest of one whose filesystem does not escape its options.
+    """
+    return [mount for line in table.split(b"\n") if (mount := _mount(line)) is not None]
 
 
 def stack_at(point: bytes, among: list[Mount]) -> list[Mount]:
@@ -51,7 +69,7 @@ def stack_at(point: bytes, among: list[Mount]) -> list[Mount]:
 
 def mount_id(fd: int, process: int | str = "self") -> int:
     """The mount an open file is on: `mnt_id` of /proc/PID/fdinfo/FD. Raises OSError."""
-    for line in Path(f"/proc/{process}/fdinfo/{fd}").read_bytes().splitlines():
+    for line in Path(f"/proc/{process}/fdinfo/{fd}").read_bytes().split(b"\n"):
         key, _, value = line.partition(b":")
         if key == b"mnt_id":
             return int(value)
@@ -62,13 +80,18 @@ def mount_of(path: bytes, among: list[Mount]) -> Mount:
     """The mount that what is at `path` is on. Raises OSError."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        wanted = mount_id(fd)
+        return mount_behind(fd, among)
     finally:
         os.close(fd)
+
+
+def mount_behind(fd: int, among: list[Mount]) -> Mount:
+    """The mount that an open file is on. Raises OSError."""
+    wanted = mount_id(fd)
     for mount in among:
         if mount.id == wanted:
             return mount
-    raise OSError(f"{os.fsdecode(path)} is on a mount that is in no mount table")
+    raise OSError(f"{printable(os.readlink(b'/proc/self/fd/%d' % fd))} is on a mount that is in no mount table")
 
 
 def mount_points_below(directory: bytes) -> frozenset[bytes]:
@@ -98,21 +121,20 @@ def processes() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
-def _parse(line: bytes) -> Mount:
-    before, _, after = line.partition(b" - ")
-    number, parent, device, root, point, flags, *_tags = before.split(b" ")
-    fstype, source, options = [*after.split(b" "), b""][:3]
-    major, minor = device.split(b":")
+def _mount(line: bytes) -> Mount | None:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return None
     return Mount(
-        id=int(number),
-        parent=int(parent),
-        device=os.makedev(int(major), int(minor)),
-        root=_unescape(root),
-        point=_unescape(point),
-        flags=frozenset(flags.split(b",")),
-        fstype=fstype,
-        source=_unescape(source),
-        options=tuple(_option(item) for item in options.split(b",")),
+        id=int(match["id"]),
+        parent=int(match["parent"]),
+        device=os.makedev(int(match["major"]), int(match["minor"])),
+        root=_unescape(match["root"]),
+        point=_unescape(match["point"]),
+        flags=frozenset(match["flags"].split(b",")),
+        fstype=_unescape(match["fstype"]),
+        source=_unescape(match["source"]),
+        options=tuple(_option(item) for item in match["options"].split(b",")),
     )
 
 
@@ -123,4 +145,4 @@ def _option(text: bytes) -> tuple[bytes, bytes]:
 
 def _unescape(text: bytes) -> bytes:
     """The kernel writes space, tab, newline, backslash, and commas in options, as three octal digits."""
-    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
+    return re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), text)

@@ -40,7 +40,7 @@ class LiveMount:
     def verity(self) -> Verity:
         """The option it was mounted with."""
         values = (self.inner or self.mount).values(b"verity")
-        return Verity(values[0].decode()) if values else Verity.OFF
+        return next((one for one in Verity if values[:1] == [one.encode()]), Verity.OFF)
 
     @property
     def userxattr(self) -> bool:
@@ -90,24 +90,24 @@ def _plain(escaped: bytes) -> bytes:
 
 
 def _live(mount: Mount, inner: dict[bytes, Mount]) -> LiveMount:
+    """What a mount with our source is. Anybody may have made it, of anything."""
     layers = layers_of(mount)
-    short_id = mount.source.removeprefix(SOURCE).decode(errors="backslashreplace")
-    top = layers.lowers[0] if layers.lowers else b""
-    below = layers_of(inner[top]) if top in inner else None
+    top, lowest = (layers.lowers[0], layers.lowers[-1]) if layers.lowers else (b"", b"")
     if layers.upper is not None:
         profile, layer, lower = Profile.UPPER, layers.upper, top
     elif layers.data:
         profile, layer, lower = Profile.DATA_ONLY, top, layers.data[0]
-    elif below is not None or b"/inner/" in top:
-        profile, layer, lower = Profile.NESTED, below.lowers[0] if below else b"", layers.lowers[-1]
+    elif top in inner or b"/inner/" in top:
+        below = layers_of(inner[top]).lowers if top in inner else []
+        profile, layer, lower = Profile.NESTED, below[0] if below else b"", lowest
     else:
-        profile, layer, lower = Profile.MERGE, top, layers.lowers[-1]
+        profile, layer, lower = Profile.MERGE, top, lowest
     return LiveMount(
         mount=mount,
         inner=inner.get(top),
         inner_path=top if profile is Profile.NESTED else None,
         profile=profile,
-        short_id=short_id,
+        short_id=mount.source.removeprefix(SOURCE).decode(errors="backslashreplace"),
         layer=layer,
         lower=lower,
     )

@@ -15,7 +15,7 @@ import pytest
 from mkmeta.__main__ import main
 from mkmeta.host import lower_checks
 from mkmeta.host.lower_checks import ENTRIES, FILES, LowerChecks, take_sample
-from mkmeta.linux.mountinfo import _parse
+from mkmeta.linux.mountinfo import parse
 from mkmeta.linux.syscalls import open_beneath
 from tests.compiler.test_user_namespace import as_user, give_to_user
 from tests.conftest import Mount
@@ -202,7 +202,7 @@ def test_root_squash(doctor: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyP
     secret = tmp_path / "volume" / "grp" / "secret"
     secret.write_text("x")
     secret.chmod(0o640)
-    monkeypatch.setattr(lower_checks, "mount_of", lambda _path, _among: _parse(NFS))
+    monkeypatch.setattr(lower_checks, "mount_of", lambda _path, _among: parse(NFS)[0])
     assert worse_than("note", doctor("--lower", tmp_path / "volume"), "lower") == {}
 
     def squashed(path: bytes, flags: int, *, dir_fd: int) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from mkmeta.host.finding import Level
 from mkmeta.host.nfs_advice import COSTS, NFS_TYPES, nfs_findings
-from mkmeta.linux.mountinfo import _parse
+from mkmeta.linux.mountinfo import parse
 
 LINE = (
     b"36 22 0:45 / /mnt/sw rw,nosuid,relatime shared:20 - %s server:/export/sw ro,vers=%s,rsize=1048576,"
@@ -25,7 +25,7 @@ def levels(
     userxattr: bool = False,
 ) -> dict[str, str]:
     """What is not well of a mount with these options."""
-    found = list(nfs_findings(_parse(LINE % (fstype, vers, hard, sec, options)), userxattr=userxattr))
+    found = list(nfs_findings(parse(LINE % (fstype, vers, hard, sec, options))[0], userxattr=userxattr))
     assert all(finding.path == b"/mnt/sw" and "{" not in finding.message for finding in found)
     assert all(bool(finding.hint) == (finding.level is not Level.OK) for finding in found)
     identifiers = [finding.id for finding in found]
@@ -68,7 +68,7 @@ def test_numbers_are_those_of_the_mount() -> None:
     found = {
         finding.id: finding.message
         for finding in nfs_findings(
-            _parse(LINE % (b"nfs4", b"4.1", b"hard", b"sys", b",nocto,acregmin=7,acregmax=900"))
+            parse(LINE % (b"nfs4", b"4.1", b"hard", b"sys", b",nocto,acregmin=7,acregmax=900"))[0]
         )
     }
     assert "7 to 900 s" in found["nfs-attribute-cache"]
@@ -80,7 +80,7 @@ def test_every_cost_is_told_somewhere() -> None:
     told = []
     for options in (b"", b",nocto", b",noac", b",lookupcache=none", b",lookupcache=pos"):
         for fstype, version in ((b"nfs", b"3"), (b"nfs4", b"4.2")):
-            line = _parse(LINE % (fstype, version, b"hard", b"sys", options))
+            (line,) = parse(LINE % (fstype, version, b"hard", b"sys", options))
             assert line.fstype in NFS_TYPES
             told += [finding.message for finding in nfs_findings(line, userxattr=True)]
     for cost in COSTS.values():
