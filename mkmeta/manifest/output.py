@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 from mkmeta.errors import MkmetaError, UsageError, reason
+from mkmeta.linux.replacing import replacing
 
 _MARK: Final = b".mkmeta-"  # in the name of every unfinished output
 _KEPT_NAME = 200  # bytes of the target's name in that of the unfinished one: leaves room below NAME_MAX
@@ -47,21 +48,10 @@ def _beside(path: bytes) -> Iterator[BinaryIO]:
     try:
         prefix = b"." + name[:_KEPT_NAME] + _MARK
         _remove_leftovers(directory, prefix)
-        temporary = prefix + secrets.token_hex(4).encode()
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=directory)
-        try:
-            with open(fd, "wb", buffering=_BUFFER_SIZE) as stream:
-                with contextlib.suppress(OSError):  # without locks on this filesystem nobody's leftovers are removed
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                yield stream
-                stream.flush()
-                os.fsync(fd)
-                os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=directory)
-            raise
-        os.fsync(directory)
+        with replacing(name, prefix + secrets.token_hex(4).encode(), dir_fd=directory) as stream:
+            with contextlib.suppress(OSError):  # without locks on this filesystem nobody's leftovers are removed
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield stream
     finally:
         os.close(directory)
 

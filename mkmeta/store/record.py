@@ -21,6 +21,7 @@ from typing import Final, NoReturn, Self
 
 from mkmeta.digest import DIGEST_SIZE, ObjectId
 from mkmeta.errors import StoreError, printable, reason
+from mkmeta.linux.replacing import replacing
 from mkmeta.model import NS
 
 RECORD_SIZE_MAX: Final = 64 << 10  # bytes; FORMAT: a record holds two paths at most
@@ -57,19 +58,9 @@ def write_file(name: bytes, data: bytes, *, dir_fd: int) -> None:
     temporary = b"." + name
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=dir_fd)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=dir_fd)
-    try:
-        with open(fd, "wb") as stream:
-            os.fchmod(fd, 0o644)
-            stream.write(data)
-            stream.flush()
-            os.fsync(fd)
-        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=dir_fd)
-        raise
-    os.fsync(dir_fd)
+    with replacing(name, temporary, dir_fd=dir_fd) as stream:
+        os.fchmod(stream.fileno(), 0o644)
+        stream.write(data)
 
 
 @dataclass(frozen=True)
