@@ -22,6 +22,7 @@ The table of codes users may rely on is in formats/cli.md.
 
 from __future__ import annotations
 
+import base64
 import os
 from enum import IntEnum
 
@@ -154,6 +155,14 @@ def printable(raw: bytes) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode()) for c in text)
+
+
+def path_fields(path: bytes, key: str = "path") -> dict[str, str]:
+    """A name or path for JSON: as text, and when it is not UTF-8 also exactly, in base64."""
+    try:
+        return {key: path.decode()}
+    except UnicodeDecodeError:
+        return {key: printable(path), f"{key}_b64": base64.b64encode(path).decode()}
 
 
 def reason(error: OSError) -> str:

@@ -5,11 +5,12 @@ With `--json`, stdout carries one object per line, each with a `message_type`; f
 
 from __future__ import annotations
 
-import base64
 import json
 import sys
 
-from mkmeta.errors import MkmetaError, printable
+from mkmeta.errors import MkmetaError, path_fields
+
+__all__ = ["emit", "human_bytes", "note", "path_fields", "report_error"]
 
 
 def emit(message_type: str, **fields: object) -> None:
@@ -30,14 +31,6 @@ def report_error(error: MkmetaError, *, as_json: bool) -> None:
     note(f"mkmeta: {error}")
     if error.hint:
         note(f"mkmeta: {error.hint}")
-
-
-def path_fields(path: bytes, key: str = "path") -> dict[str, str]:
-    """A path for JSON: as text, and when it is not UTF-8 also exactly, in base64."""
-    try:
-        return {key: path.decode()}
-    except UnicodeDecodeError:
-        return {key: printable(path), f"{key}_b64": base64.b64encode(path).decode()}
 
 
 def human_bytes(count: int) -> str:

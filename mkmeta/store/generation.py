@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from mkmeta.digest import ObjectId
-from mkmeta.errors import StoreError, reason
-from mkmeta.store.record import NUMBER_MAX, Record, encode, path_fields, utc_now
+from mkmeta.errors import StoreError, path_fields, reason
+from mkmeta.store.record import NUMBER_MAX, Record, encode, utc_now
 
 GENERATIONS: Final = b"generations"  # the directory of them, in the store
 MANIFEST: Final = b"manifest.mkm"
@@ -50,8 +50,8 @@ class About:
         fields: dict[str, object] = {
             "number": number,
             "id": self.id.hex(),
-            **path_fields("root", self.root),
-            **path_fields("redirect_prefix", self.redirect_prefix),
+            **path_fields(self.root, "root"),
+            **path_fields(self.redirect_prefix, "redirect_prefix"),
             "userxattr": self.userxattr,
             "verity": self.verity,
             "entries": self.entries,

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from mkmeta.digest import ObjectId
-from mkmeta.errors import StoreError, UsageError, printable, reason
+from mkmeta.errors import StoreError, UsageError, path_fields, printable, reason
 from mkmeta.manifest.output import atomic_output
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.store.generation import Generation
-from mkmeta.store.record import Record, encode, path_fields, utc_now
+from mkmeta.store.record import Record, encode, utc_now
 from mkmeta.store.store import Store
 
 _KIND = "mkmeta-pointer"
@@ -92,7 +92,7 @@ def _encode(pointer: Pointer) -> bytes:
         "generation": pointer.generation,
         "id": pointer.id.hex(),
         "published": pointer.published,
-        **path_fields("manifest", pointer.manifest),
+        **path_fields(pointer.manifest, "manifest"),
         "rollback": pointer.rollback,
     }
     return encode(_KIND, fields)

@@ -37,14 +37,6 @@ def encode(kind: str, fields: dict[str, object]) -> bytes:
     return json.dumps({"format": kind, "version": _VERSION, **fields}).encode() + b"\n"
 
 
-def path_fields(key: str, path: bytes) -> dict[str, object]:
-    """A name or path for `encode`."""
-    try:
-        return {key: path.decode()}
-    except UnicodeDecodeError:
-        return {key: printable(path), f"{key}_b64": base64.b64encode(path).decode()}
-
-
 def utc_now() -> str:
     """The time, as records have it."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
