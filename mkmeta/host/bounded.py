@@ -11,12 +11,11 @@ import select
 import signal
 import struct
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from mkmeta.host.finding import Check, Finding, failure, findings_of
-from mkmeta.linux.process import die_with_parent, ending_signals_held, release_ending_signals
+from mkmeta.linux.process import fork_with_pipe
 
 SECONDS: Final = 30.0  # for all checks of one call: hundreds of requests on a slow line take less
 _GRACE: Final = 2.0  # seconds to die in: one that waits for a disk does not die before that answers
@@ -25,13 +24,7 @@ _SIZE = struct.Struct("=I")  # of the message that follows
 
 def bounded(checks: Sequence[Check], seconds: float = SECONDS) -> Iterator[Finding]:
     """What checks find, one after the other; ends after `seconds`, and says which check had not."""
-    reader, writer = os.pipe()
-    parent = os.getpid()
-    with ending_signals_held():
-        child = os.fork()
-        if child == 0:
-            _child(checks, parent, writer)
-    os.close(writer)
+    child, reader = fork_with_pipe(lambda writer: _run(checks, writer))
     ended = False
     current = checks[0].id
     try:
@@ -75,21 +68,13 @@ def _messages(reader: int, deadline: float) -> Iterator[object]:
         buffer += received
 
 
-def _child(checks: Sequence[Check], parent: int, writer: int) -> None:
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        release_ending_signals()
-        die_with_parent(parent)
-        for check in checks:
-            _send(writer, check.id)
-            for finding in findings_of(check):
-                _send(writer, finding)
-        _send(writer, None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(0)
+def _run(checks: Sequence[Check], writer: int) -> None:
+    """In the child: sends the identifier of each check, and what it finds; None at the end."""
+    for check in checks:
+        _send(writer, check.id)
+        for finding in findings_of(check):
+            _send(writer, finding)
+    _send(writer, None)
 
 
 def _send(writer: int, message: object) -> None:

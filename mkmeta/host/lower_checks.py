@@ -16,9 +16,9 @@ from mkmeta.errors import MountError, printable
 from mkmeta.host.finding import Check, Finding, failure, note, ok, warning
 from mkmeta.host.kernel_checks import nfs_defects
 from mkmeta.host.nfs_advice import NFS_TYPES, NfsOptions, nfs_findings
-from mkmeta.linux.mount import mount
+from mkmeta.linux.mount import leave_mount_namespace, mount
 from mkmeta.linux.mountinfo import Mount, mount_of, mount_points_below, mounts
-from mkmeta.linux.syscalls import CLONE_NEWNS, open_beneath, unshare
+from mkmeta.linux.syscalls import open_beneath
 from mkmeta.linux.verity import measure_verity
 from mkmeta.mounts.profile import Plan, Profile
 from mkmeta.mounts.run import RunDirectory
@@ -28,7 +28,6 @@ ENTRIES: Final = 300  # each is a request to the server, or less
 FILES: Final = 8
 _PER_DIRECTORY: Final = 32  # so that the look reaches files below a top with thousands of entries
 _NAMED: Final = 3  # paths in a message
-_MS_PRIVATE_REC: Final = 0x40000 | 0x4000  # sys/mount.h
 _DENIED = (errno.EACCES, errno.EPERM)
 _CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)  # removed or exchanged while we looked
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
@@ -190,8 +189,7 @@ class LowerChecks:
 
     def mountable(self) -> Iterator[Finding]:
         """Whether an empty layer can be mounted over it. Last check: this process is in another namespace then."""
-        unshare(CLONE_NEWNS)
-        mount(b"none", b"/", None, _MS_PRIVATE_REC)
+        leave_mount_namespace()
         mount(b"mkmeta-doctor", self.scratch, b"tmpfs", 0)
         for name in (b"/layer", b"/inner"):
             os.mkdir(self.scratch + name)

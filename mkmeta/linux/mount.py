@@ -13,6 +13,8 @@ from enum import IntFlag
 from types import TracebackType
 from typing import Final, Self
 
+from mkmeta.linux.syscalls import CLONE_NEWNS, unshare
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -42,6 +44,8 @@ _FSCONFIG_CMD_RECONFIGURE = 7
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_BENEATH = 0x200
 MS_REMOUNT: Final = 0x20
+_MS_REC = 0x4000
+_MS_PRIVATE = 0x40000
 MNT_DETACH: Final = 2  # sys/mount.h
 _MESSAGE_SIZE = 1024  # more than any message a filesystem writes to its context
 
@@ -170,6 +174,12 @@ def mount(source: bytes, target: bytes, fstype: bytes | None, flags: int, data: 
     """mount(2). What the kernel has to say about a refusal is in its log only."""
     if _libc.mount(source, target, fstype, flags, data) < 0:
         _fail(target)
+
+
+def leave_mount_namespace() -> None:
+    """Gives this process a mount namespace of its own: what it mounts from now on ends with it, and nobody sees it."""
+    unshare(CLONE_NEWNS)
+    mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE)
 
 
 def umount2(target: bytes, flags: int = 0) -> None:

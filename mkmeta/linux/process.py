@@ -1,4 +1,4 @@
-"""What worker processes need of the kernel: to end with their parent, and to start without its signals."""
+"""What child processes need of the kernel: to end with their parent, and to start without its signals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -41,3 +42,27 @@ def ending_signals_held() -> Iterator[None]:
 def release_ending_signals() -> None:
     """Lets a child forked while they were held have them, once it has set its handlers."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+def fork_with_pipe(work: Callable[[int], None]) -> tuple[int, int]:
+    """Forks a child that gives `work` the end of a pipe to write to, and then ends. Returns its ID and the other end.
+
+    The caller closes that and waits for the child. An error in `work` is a bug: the child prints its traceback.
+    """
+    reader, writer = os.pipe()
+    parent = os.getpid()
+    with ending_signals_held():
+        child = os.fork()
+        if child == 0:
+            try:
+                for number in _ENDING:
+                    signal.signal(number, signal.SIG_DFL)
+                release_ending_signals()
+                die_with_parent(parent)
+                work(writer)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+    os.close(writer)
+    return child, reader

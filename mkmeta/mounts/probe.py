@@ -8,21 +8,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 from mkmeta.codec.metacopy import encode_metacopy, encode_redirect
 from mkmeta.errors import MkmetaError, MountError, reason
-from mkmeta.linux.mount import FilesystemContext, MountFlags, mount, move_mount
-from mkmeta.linux.process import die_with_parent, ending_signals_held, release_ending_signals
-from mkmeta.linux.syscalls import CLONE_NEWNS, unshare
+from mkmeta.linux.mount import FilesystemContext, MountFlags, leave_mount_namespace, mount, move_mount
+from mkmeta.linux.process import fork_with_pipe
 from mkmeta.mounts.overlay import closing, make
 from mkmeta.mounts.profile import Plan, Profile, Verity
 from mkmeta.mounts.run import RunDirectory
 
-_MS_PRIVATE_REC: Final = 0x40000 | 0x4000  # sys/mount.h
 _DATA = b"data\n"
 _MTIME = 1_000_000_000  # seconds; recorded in the layer only
 
@@ -63,13 +59,7 @@ def probe(run: RunDirectory, *, userxattr: bool = False) -> Abilities:
 
 def _in_child(work: Callable[[], tuple[list[str], dict[str, str]]]) -> tuple[list[str], dict[str, str]]:
     """The result of `work` in a child with a mount namespace of its own: its mounts end with it."""
-    reader, writer = os.pipe()
-    parent = os.getpid()
-    with ending_signals_held():
-        child = os.fork()
-        if child == 0:
-            _child(work, parent, writer)
-    os.close(writer)
+    child, reader = fork_with_pipe(lambda writer: _answer(work, writer))
     try:
         with open(reader, "rb") as stream:
             answer = stream.read()
@@ -89,25 +79,14 @@ def _in_child(work: Callable[[], tuple[list[str], dict[str, str]]]) -> tuple[lis
     return found, failures
 
 
-def _child(work: Callable[[], tuple[list[str], dict[str, str]]], parent: int, writer: int) -> None:
-    status = 1
+def _answer(work: Callable[[], tuple[list[str], dict[str, str]]], writer: int) -> None:
+    """In the child."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        release_ending_signals()
-        die_with_parent(parent)
-        try:
-            unshare(CLONE_NEWNS)
-            mount(b"none", b"/", None, _MS_PRIVATE_REC)
-            answer = work()
-        except OSError as error:
-            answer = ([], {"namespace": reason(error)})
-        os.write(writer, json.dumps(answer).encode())
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+        leave_mount_namespace()
+        answer = work()
+    except OSError as error:
+        answer = ([], {"namespace": reason(error)})
+    os.write(writer, json.dumps(answer).encode())
 
 
 def _try_all(top: bytes, run: RunDirectory, *, userxattr: bool) -> tuple[list[str], dict[str, str]]:

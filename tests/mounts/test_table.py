@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.linux.filesystem import filesystem_type
-from mkmeta.linux.mount import mount
+from mkmeta.linux.mount import leave_mount_namespace, mount
 from mkmeta.linux.mountinfo import Mount, mount_of, mounts, namespace_mounts, parse
-from mkmeta.linux.syscalls import CLONE_NEWNS, unshare
 from mkmeta.mounts.live import layers_of, live_at, live_mounts
 from mkmeta.mounts.users import uses
 from tests.store.processes import fork, wait
@@ -111,8 +110,7 @@ def test_mount_points_and_sources_of_any_bytes(tmp_path: Path) -> None:
     names = [b"point" + odd + b"end" for odd in ODD]
 
     def look() -> int:
-        unshare(CLONE_NEWNS)
-        mount(b"none", b"/", None, 0x40000 | 0x4000)  # MS_REC | MS_PRIVATE
+        leave_mount_namespace()
         for name in names:
             os.mkdir(top + b"/" + name)
             mount(b"from" + name, top + b"/" + name, b"tmpfs", 0)
