@@ -9,7 +9,8 @@
     │   └── LeftOutError       13   `--on-error fail`: the first entry that could not be recorded
     ├── BuildError              1   the layer cannot be written; nothing was left behind
     ├── StoreError              1   the store is none, is damaged, or does not go with what was asked
-    │   └── NoGenerationError  15   it has no such generation
+    │   ├── NoGenerationError  15   it has no such generation
+    │   └── TooNewError         1   it is written by a later version of its format than this mkmeta knows
     ├── LockedError            14   another process holds the lock, and did not release it in time
     └── MountError              1   a mount cannot be made, exchanged or removed; what was mounted still is
         ├── RefusedError       16   it could be mounted, and would show wrong data or harm a layer
@@ -115,6 +116,10 @@ class NoGenerationError(StoreError):
     """The store has no such generation."""
 
     exit_code = ExitCode.NO_GENERATION
+
+
+class TooNewError(StoreError):
+    """A file of a store is of a later version of its format: not damaged, and not ours to judge."""
 
 
 class LockedError(MkmetaError):

@@ -228,8 +228,7 @@ def _is_there(request: Request, live: LiveMount, generation: Generation, lower: 
 
 
 def _follow_current(store: Store, generation: Generation) -> None:
-    current = store.current()
-    if current is None or current.number != generation.number:
+    if not store.is_current(generation):
         store.set_current(generation)
 
 
@@ -363,7 +362,9 @@ def _check_unused(generation: Generation) -> None:
 @contextlib.contextmanager
 def _moved(store: Store, generation: Generation) -> Iterator[None]:
     """`current` at a generation; back where it was if the block fails."""
-    before = store.current()
+    before = None
+    with contextlib.suppress(StoreError):  # it names nothing: then there is nothing to go back to
+        before = store.current()
     _follow_current(store, generation)
     try:
         yield

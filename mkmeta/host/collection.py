@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mkmeta.errors import StoreError
+from mkmeta.errors import StoreError, TooNewError, printable, reason
 from mkmeta.linux.mountinfo import mount_of, mounts, namespace_mounts
+from mkmeta.model import NS
 from mkmeta.mounts.live import layers_of
 from mkmeta.mounts.profile import INNER_SOURCE
 from mkmeta.mounts.users import command_of, held_on_overlays, is_of_layer, uses, witness_of
@@ -55,17 +57,20 @@ def collect(
 def _decide(store: Store, *, keep: int, min_age: float) -> tuple[list[Generation], list[tuple[Generation, str]]]:
     generations = store.generations()
     current = store.current()
-    newest = {one.number for one in generations[-keep:]}
+    readable = [generation for generation in generations if not _is_damaged(generation)]
+    newest = {*readable[-keep:], *generations[-1:]}  # the highest of all: its number must not come again
     used = _Usage()
     removed: list[Generation] = []
     kept: list[tuple[Generation, str]] = []
     for generation in generations:
-        if current is not None and generation.number == current.number:
+        if generation == current:
             why: str | None = "current"
-        elif generation.number in newest:
+        elif generation in newest:
             why = f"among the newest {keep}"
+        elif min_age and time.time() - _built(generation) < min_age:
+            why = "younger than --min-age"
         else:
-            why = _too_young(generation, min_age) or used.by_whom(generation)
+            why = used.by_whom(generation)
         if why is None:
             removed.append(generation)
         else:
@@ -73,12 +78,23 @@ def _decide(store: Store, *, keep: int, min_age: float) -> tuple[list[Generation
     return removed, kept
 
 
-def _too_young(generation: Generation, min_age: float) -> str | None:
+def _is_damaged(generation: Generation) -> bool:
+    """Whether it does not say how it was built; one of a newer mkmeta is none of our business."""
     try:
-        built_ns = generation.about().built_ns
-    except StoreError as error:
-        return f"its age is unknown: {error}"
-    return "younger than --min-age" if time.time() - built_ns / 1e9 < min_age else None
+        generation.about()
+    except TooNewError:
+        return False
+    except StoreError:
+        return True
+    return False
+
+
+def _built(generation: Generation) -> float:
+    """When it was complete, in seconds since the epoch: as it says, but not after its directory was last changed."""
+    changed = os.stat(generation.path).st_ctime
+    with contextlib.suppress(StoreError):
+        return min(changed, generation.about().built_ns / NS)
+    return changed
 
 
 class _Usage:
@@ -100,10 +116,14 @@ class _Usage:
         for process, table in self._tables:
             for mount in table:
                 if uses(mount, generation.short_id, generation.path, where):
-                    return f"mounted at {mount.point.decode(errors='backslashreplace')} (as process {process} sees it)"
+                    return f"mounted at {printable(mount.point)} (as process {process} sees it)"
         witness = None
-        with contextlib.suppress(FileNotFoundError):
+        try:
             witness = witness_of(generation.layer)
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # then nothing can have been mounted
+        except OSError as error:
+            return f"its layer cannot be looked at: {reason(error)}"
         for item in self._held:
             # through a writable mount nothing shows which layer it is: then anything that is open counts
             if generation.written or is_of_layer(item, generation.layer, witness):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +22,10 @@ from mkmeta.mounts.run import RunDirectory
 from mkmeta.store.adding import add
 from mkmeta.store.lock import held
 from mkmeta.store.pointer import Pointer, read_pointer
+from mkmeta.store.record import Record, encode
 from mkmeta.store.store import Store
+
+_MEMORY = "mkmeta-followed"
 
 
 class Step(StrEnum):
@@ -162,8 +164,8 @@ class _Memory:
         name = hashlib.sha256(point).hexdigest()[:32].encode()
         self._path = run.path + b"/followed/" + name
         fields: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError), open(self._path, "rb") as file:
-            fields = json.load(file)
+        with contextlib.suppress(FileNotFoundError, StoreError):  # then nothing is known, and the pointer is read
+            fields = Record.read(self._path, _MEMORY, hint="").fields
         self.identity = fields.get("identity")
         self.serial = fields.get("serial")
         self.id = str(fields.get("id"))
@@ -171,6 +173,6 @@ class _Memory:
     def keep(self, identity: list[int], pointer: Pointer) -> None:
         """Remembers that the mount is as this pointer asks."""
         os.makedirs(os.path.dirname(self._path), 0o700, exist_ok=True)
-        fields = {"identity": identity, "serial": pointer.serial, "id": pointer.id.hex()}
-        with atomic_output(self._path) as stream:
-            stream.write(json.dumps(fields).encode())
+        fields: dict[str, object] = {"identity": identity, "serial": pointer.serial, "id": pointer.id.hex()}
+        with atomic_output(self._path, follow=False) as stream:
+            stream.write(encode(_MEMORY, fields))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mkmeta.compiler.staging import layer_id
 from mkmeta.digest import ObjectId
-from mkmeta.errors import MkmetaError, StoreError, reason
+from mkmeta.errors import MkmetaError, StoreError, printable, reason
 from mkmeta.host.activation import store_of
 from mkmeta.linux.mountinfo import mounts, namespace_mounts
 from mkmeta.mounts.live import LiveMount, live_at, live_mounts
@@ -97,7 +97,7 @@ def _status(visible: list[LiveMount], stack: list[LiveMount], held: list[Held]) 
         os.listdir(live.point)
         os.stat(live.lower)
     except OSError as error:
-        problems.append(f"{os.fsdecode(error.filename or live.point)}: {reason(error)}")
+        problems.append(f"{printable(os.fsencode(error.filename or live.point))}: {reason(error)}")
     return Status(
         live=live,
         id=found,

@@ -13,6 +13,7 @@ from enum import IntFlag
 from types import TracebackType
 from typing import Final, Self
 
+from mkmeta.errors import printable
 from mkmeta.linux.syscalls import CLONE_NEWNS, unshare
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -142,7 +143,7 @@ class FilesystemContext:
         found = []
         with contextlib.suppress(OSError):  # ENODATA: no more
             while message := os.read(self._fd, _MESSAGE_SIZE):
-                found.append(message.decode(errors="backslashreplace").strip()[2:])
+                found.append(printable(message.strip()[2:]))
         return "; ".join(found)
 
 

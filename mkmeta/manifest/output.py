@@ -19,24 +19,27 @@ _BUFFER_SIZE = 1 << 20  # bytes
 
 
 @contextlib.contextmanager
-def atomic_output(path: bytes) -> Iterator[BinaryIO]:
+def atomic_output(path: bytes, *, follow: bool = True) -> Iterator[BinaryIO]:
     """A binary stream whose content is at `path` once the block ends well, and nowhere if it does not.
 
     What a killed run left behind is removed first; a running one is known by its lock. A symbolic link at `path` is
-    followed; a pipe or device is written to directly. Raises MkmetaError when the output cannot be written.
+    followed, and a pipe or device written to directly: they are the user's. Where others can write too, without
+    `follow`, they are replaced. Raises MkmetaError when the output cannot be written.
     """
-    path = os.path.realpath(path)
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        mode = stat.S_IFREG  # to be made, if that is possible
+    directory, name = os.path.split(path)
+    path = os.path.realpath(path) if follow else os.path.join(os.path.realpath(directory), name)
+    mode = stat.S_IFREG  # to be made, if that is possible
+    if follow:
+        with contextlib.suppress(OSError):
+            mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise UsageError("is a directory", path=path, hint="name a file for the manifest")
     try:
         with _beside(path) if stat.S_ISREG(mode) else open(path, "wb", buffering=_BUFFER_SIZE) as stream:
             yield stream
     except OSError as error:
-        if error.filename is not None and not os.fsencode(error.filename).startswith(os.path.dirname(path)):
+        where = b"" if error.filename is None else os.fsencode(error.filename)
+        if where and not where.startswith(os.path.dirname(path)) and _MARK not in where:
             raise  # the user of the stream met it elsewhere
         raise MkmetaError(f"cannot be written: {reason(error)}", path=path) from None
 

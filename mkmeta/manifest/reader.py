@@ -88,7 +88,7 @@ class ManifestReader:
         """Opens a manifest file. Raises FormatError, and MkmetaError when it cannot be opened."""
         raw = os.fsencode(path)
         try:
-            fd = os.open(raw, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(raw, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # a pipe must not hang it
         except OSError as error:
             raise MkmetaError(reason(error), path=raw, hint="name an existing manifest, made by mkmeta scan") from None
         try:

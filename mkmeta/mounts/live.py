@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mkmeta.errors import printable
 from mkmeta.linux.mountinfo import Mount, stack_at
 from mkmeta.mounts.profile import INNER_SOURCE, SOURCE, Profile, Verity
 
@@ -107,7 +108,7 @@ def _live(mount: Mount, inner: dict[bytes, Mount]) -> LiveMount:
         inner=inner.get(top),
         inner_path=top if profile is Profile.NESTED else None,
         profile=profile,
-        short_id=mount.source.removeprefix(SOURCE).decode(errors="backslashreplace"),
+        short_id=printable(mount.source.removeprefix(SOURCE)),
         layer=layer,
         lower=lower,
     )

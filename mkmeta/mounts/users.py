@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mkmeta.errors import printable
 from mkmeta.linux.filesystem import is_overlay
 from mkmeta.linux.mountinfo import Mount, mount_id, mounts, processes
 from mkmeta.mounts.live import layers_of
@@ -92,10 +93,10 @@ def witness_of(layer: bytes) -> bytes | None:
 
 
 def command_of(process: int) -> str:
-    """The name of a process's command, as ps shows it; empty when it has ended."""
+    """The name of a process's command, printable: a process gives itself any; empty when it has ended."""
     try:
-        with open(f"/proc/{process}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
+        with open(f"/proc/{process}/comm", "rb") as file:
+            return printable(file.read().removesuffix(b"\n"))
     except OSError:
         return ""
 

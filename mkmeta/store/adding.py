@@ -11,7 +11,7 @@ from typing import Final, Self
 from mkmeta.compiler.build import BuildOptions, BuildResult, Progress, build, check_id
 from mkmeta.compiler.removal import remove_tree
 from mkmeta.compiler.staging import make_locked
-from mkmeta.errors import BuildError, StoreError, reason
+from mkmeta.errors import BuildError, StoreError, TooNewError, reason
 from mkmeta.linux.process import ending_signals_held
 from mkmeta.linux.syscalls import RENAME_NOREPLACE, renameat2
 from mkmeta.manifest.reader import ManifestReader
@@ -63,6 +63,7 @@ def add(
                     store.set_current(generation)
             return Added(generation, None, leftovers)
         generation = _next(store, about, number)
+        generation.check(about.encode(generation.number))  # what it would say of itself, before an hour's work
         try:
             with contextlib.ExitStack() as stack:
                 with ending_signals_held():
@@ -97,7 +98,14 @@ def _existing(store: Store, about: About, number: int | None) -> Generation | No
     if not any(generation.number == number for generation in generations):
         return None
     generation = store.generation(number)
-    if generation.about().id != about.id:
+    try:
+        found = generation.about()
+    except TooNewError:
+        raise
+    except StoreError as error:
+        hint = "nothing can be built in its place: if it is not mounted, remove its directory"
+        raise StoreError(error.message, path=error.path, hint=hint) from None
+    if found.id != about.id:
         raise StoreError(
             f"generation {number} is manifest {generation.short_id}, not {about.id.hex()[:SHORT_ID_DIGITS]}: "
             "store and pointer disagree",

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Self
 
+from mkmeta.codec.metacopy import encode_redirect
 from mkmeta.digest import ObjectId
 from mkmeta.errors import StoreError, path_fields, reason
 from mkmeta.store.record import NUMBER_MAX, Record, encode, utc_now
@@ -109,11 +110,25 @@ class Generation:
 
     def about(self) -> About:
         """How it was built. Raises StoreError."""
-        path = os.path.join(self.path, ABOUT)
         try:
-            record = Record.read(path, _KIND, hint=_HINT)
+            return self._about(Record.read(self._record, _KIND, hint=_HINT))
         except FileNotFoundError:
-            raise StoreError("is missing", path=path, hint=_HINT) from None
+            raise StoreError("is missing", path=self._record, hint=_HINT) from None
+
+    def check(self, record: bytes) -> None:
+        """Raises StoreError when `about` would not take these bytes for its generation.json."""
+        try:
+            self._about(Record.decode(record, _KIND, path=self._record, hint=_HINT))
+        except StoreError as error:
+            raise StoreError(
+                f"cannot take this manifest: its {ABOUT.decode()} would be {error.message}", path=self.store
+            ) from None
+
+    @property
+    def _record(self) -> bytes:
+        return os.path.join(self.path, ABOUT)
+
+    def _about(self, record: Record) -> About:
         about = About(
             id=record.object_id("id"),
             root=record.path_of("root"),
@@ -125,6 +140,13 @@ class Generation:
         )
         if record.integer("number") != self.number or about.id.hex()[:SHORT_ID_DIGITS] != self.short_id:
             record.damaged("is about another generation")
+        if not about.root.startswith(b"/"):
+            record.damaged("'root' is not an absolute path")
+        if about.redirect_prefix:
+            try:
+                encode_redirect(about.redirect_prefix)
+            except ValueError as error:
+                record.damaged(f"'redirect_prefix': {error}")
         return about
 
     def mark_written(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import stat
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,7 +81,7 @@ def publish(store: Store, pointer_path: bytes, generation: Generation, *, rollba
         rollback=rollback or bool(old and old.rollback and generation.number < store.last_number()),
     )
     _copy_manifest(generation, about.id, os.path.join(directory, manifest))
-    with atomic_output(path) as stream:
+    with atomic_output(path, follow=False) as stream:
         stream.write(_encode(pointer))
     _prune(directory, name, {manifest, old.manifest if old else manifest})
     return pointer
@@ -134,18 +135,25 @@ def _copy_manifest(generation: Generation, manifest_id: ObjectId, path: bytes) -
             raise StoreError("is not the manifest of this generation", path=generation.manifest)
         if _is_copy(generation.manifest, path):
             return
-        with atomic_output(path) as stream:
+        with atomic_output(path, follow=False) as stream:
             reader.copy_to(stream)
 
 
 def _is_copy(one: bytes, other: bytes) -> bool:
-    with contextlib.suppress(OSError), open(one, "rb") as a, open(other, "rb") as b:
-        if os.fstat(a.fileno()).st_size == os.fstat(b.fileno()).st_size:
+    """Whether `other` is a regular file with the content of `one`."""
+    with contextlib.suppress(OSError), open(one, "rb") as a, open(other, "rb", opener=_open_as_is) as b:
+        status = os.fstat(b.fileno())
+        if stat.S_ISREG(status.st_mode) and os.fstat(a.fileno()).st_size == status.st_size:
             while data := a.read(_COMPARED_BYTES):
                 if data != b.read(_COMPARED_BYTES):
                     return False
             return True
     return False
+
+
+def _open_as_is(path: str | bytes, flags: int) -> int:
+    """Opens what is at a path, whoever put it there: no link is followed, no pipe waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _prune(directory: bytes, name: bytes, keep: set[bytes]) -> None:
@@ -175,7 +183,7 @@ def _prune(directory: bytes, name: bytes, keep: set[bytes]) -> None:
 
 def _is_left(path: bytes) -> bool:
     """Whether nobody is writing this file any more."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = _open_as_is(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from typing import Final, NoReturn, Self
 
 from mkmeta.digest import DIGEST_SIZE, ObjectId
-from mkmeta.errors import StoreError, printable, reason
+from mkmeta.errors import StoreError, TooNewError, printable, reason
 from mkmeta.linux.replacing import replacing
 from mkmeta.model import NS
 
 RECORD_SIZE_MAX: Final = 64 << 10  # bytes; FORMAT: a record holds two paths at most
+PATH_SIZE_MAX: Final = 4095  # bytes; FORMAT: the kernel's PATH_MAX, less the NUL
 NUMBER_MAX: Final = 2**53 - 1  # FORMAT: what every JSON reader takes for an exact integer
 _VERSION = 1
 _ATTEMPTS = 3  # at a file that is replaced, on NFS, between being found and being read
@@ -66,7 +67,6 @@ class Record:
     @classmethod
     def read(cls, path: bytes, kind: str, *, hint: str) -> Self:
         """Reads the record at `path`. Raises StoreError, and FileNotFoundError."""
-        record = cls(path, {}, hint)
         try:
             data = _read_file(path)
         except FileNotFoundError:
@@ -74,7 +74,13 @@ class Record:
         except OSError as error:
             raise StoreError(f"cannot be read: {reason(error)}", path=path) from None
         if data is None:
-            record.damaged("not a regular file")
+            cls(path, {}, hint).damaged("not a regular file")
+        return cls.decode(data, kind, path=path, hint=hint)
+
+    @classmethod
+    def decode(cls, data: bytes, kind: str, *, path: bytes, hint: str) -> Self:
+        """The record that bytes are; `path` says where they are from. Raises StoreError."""
+        record = cls(path, {}, hint)
         if len(data) > RECORD_SIZE_MAX:
             record.damaged(f"more than {RECORD_SIZE_MAX} bytes")
         record = cls(path, record._parse(data), hint)
@@ -115,13 +121,13 @@ class Record:
         self._bad(key, "is not a time like 2026-01-31T12:00:00Z")
 
     def path_of(self, key: str) -> bytes:
-        """A name or path: bytes without NUL."""
+        """A name or path: at most 4,095 bytes, none of them NUL."""
         value = self.fields.get(f"{key}_b64", self.fields.get(key))
         found = b"\0"
         if isinstance(value, str):
             with contextlib.suppress(ValueError):  # lone surrogates, and what is not base64
                 found = base64.b64decode(value, validate=True) if f"{key}_b64" in self.fields else value.encode()
-        if b"\0" in found:
+        if b"\0" in found or len(found) > PATH_SIZE_MAX:
             self._bad(key, "is not a path")
         return found
 
@@ -142,7 +148,7 @@ class Record:
             raise StoreError(f"is no {kind} file", path=self.path, hint=self.hint)
         version = self.integer("version")
         if version > _VERSION:
-            raise StoreError(
+            raise TooNewError(
                 f"has version {version} of its format, this mkmeta knows {_VERSION}",
                 path=self.path,
                 hint="use a newer mkmeta",

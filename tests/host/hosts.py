@@ -16,6 +16,8 @@ from mkmeta.linux.mount import MNT_DETACH, umount2
 from mkmeta.linux.mountinfo import Mount, mounts, stack_at
 from mkmeta.mounts.live import LiveMount, live_at
 
+_WITH_RUN_DIR = ("activate", "rollback", "deactivate", "refresh", "doctor")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -65,7 +67,7 @@ class Host:
 
     def command(self, verb: str, *args: str | Path) -> list[str]:
         """The program and its arguments."""
-        own = [] if verb in ("scan", "build", "gc", "status", "publish") else ["--run-dir", str(self.run)]
+        own = ["--run-dir", str(self.run)] if verb in _WITH_RUN_DIR else []
         return [sys.executable, "-m", "mkmeta", verb, *map(str, args), *own]
 
     def call(self, verb: str, *args: str | Path, check: int | None = 0) -> Result:

@@ -41,14 +41,6 @@ def test_young_ones_stay(host: Host) -> None:
     assert _generations(host) == [1, 2, 3, 4]
 
 
-def test_a_damaged_one_is_kept_and_named(host: Host) -> None:
-    _publish(host, 2)
-    (next(host.store.glob("generations/000001-*")) / "generation.json").write_text("{")
-    done = host.call("gc", host.store, *AT_ONCE)
-    assert "kept 000001-" in done.err and "its age is unknown" in done.err
-    assert _generations(host) == [1, 3]
-
-
 def test_dry_run_removes_nothing(host: Host) -> None:
     _publish(host, 3)
     done = host.call("gc", host.store, *AT_ONCE, "--dry-run", "--json").messages

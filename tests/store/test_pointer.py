@@ -375,3 +375,28 @@ def test_a_manifest_that_cannot_be_removed_is_named(store: Store, path: Path, mo
         announce(store, path, 3)
     monkeypatch.undo()
     assert read_pointer(os.fsencode(path)).generation == 3
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory"])
+@pytest.mark.parametrize("at", ["pointer", "manifest"])
+def test_nothing_that_stands_beside_it_is_written_through(store: Store, path: Path, kind: str, at: str) -> None:
+    """Whoever can write to the directory must not make the publisher write elsewhere, or wait for ever."""
+    elsewhere = path.parent.parent / "elsewhere"
+    elsewhere.write_text("precious")
+    place = path if at == "pointer" else path.parent / NAMES[1]
+    if kind == "link":
+        place.symlink_to(elsewhere)
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    if at == "pointer" or kind == "directory":
+        with pytest.raises(MkmetaError):
+            announce(store, path, 1)
+        assert place.is_symlink() or not place.is_file()
+    else:
+        announce(store, path, 1)
+        assert id_of(place.read_bytes()) == id_of(ONE)
+        assert not place.is_symlink()
+    assert elsewhere.read_text() == "precious"
+    assert not list(path.parent.glob(".*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -300,6 +301,10 @@ def test_many_make_a_store_at_once(path: Path) -> None:
         ({"root": 5}, "'root' is not a path"),
         ({"root": "a\0b"}, "'root' is not a path"),
         ({"root_b64": "*"}, "'root' is not a path"),
+        ({"root": "/" + "a" * 4095}, "'root' is not a path"),
+        ({"root": "mnt/sw"}, "'root' is not an absolute path"),
+        ({"redirect_prefix": "/sw"}, "'redirect_prefix': a redirect with an empty"),
+        ({"redirect_prefix": "a/../b"}, "'redirect_prefix': a redirect with an empty"),
         ({"userxattr": 1}, "'userxattr' is neither true nor false"),
         ({"entries": -1}, "'entries' is not an integer from 0"),
         ({"entries": 1.0}, "'entries' is not an integer from 0"),
@@ -317,6 +322,17 @@ def test_a_damaged_generation_json(store: Store, change: dict[str, object], mess
     assert caught.value.path == os.fsencode(file)
     assert caught.value.hint
     assert put(store, ONE).generation.number == 2  # and life goes on
+
+
+@pytest.mark.parametrize("root", [b"", b"relative", b"/a\0b", b"/" + b"a" * 100_000])
+def test_what_would_be_refused_is_not_written(store: Store, root: bytes) -> None:
+    """A generation that says what its readers refuse could neither be mounted nor counted."""
+    generation = put(store, ONE).generation
+    about = generation.about()
+    generation.check(about.encode(1))
+    with pytest.raises(StoreError, match=r"cannot take this manifest: its generation\.json would be damaged") as caught:
+        generation.check(dataclasses.replace(about, root=root).encode(1))
+    assert caught.value.path == store.path
 
 
 def test_a_missing_generation_json(store: Store) -> None:
