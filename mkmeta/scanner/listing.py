@@ -19,7 +19,7 @@ from mkmeta.model import NAME_MAX, NS, PATH_LIMIT, SIZE_MAX, DirectoryKind
 from mkmeta.pattern import NOWHERE, State
 from mkmeta.scanner.base import BaseDirectory, Recorded, Row, fingerprint, head_and_tail
 from mkmeta.scanner.entry import MOUNT_POINT, EntryReader, twice
-from mkmeta.scanner.looking import failure, fstat, is_transient, listdir, look, same
+from mkmeta.scanner.looking import failure, fstat, is_transient, listdir, look, look_if_there, same
 from mkmeta.scanner.records import Changed, Child, Listing, ScanRules, Tally, Unfaithful
 
 LARGE_FILE: Final = 8 << 20  # bytes; a larger file is a task of its own, so that no worker is left with all the work
@@ -275,7 +275,9 @@ class DirectoryReader(EntryReader):
                     listing.tally.hidden += 1
                     continue
             try:
-                (seen,) = look(prefix, [name])
+                seen = look_if_there(prefix, name)
+                if seen is None:
+                    continue  # a name in a merge directory may come and go
                 is_directory = stat.S_ISDIR(seen.st_mode)
                 if not (matched or is_directory) or (name[0] == _DOT and is_transient(prefix, name, listing.tally)):
                     continue
@@ -294,8 +296,9 @@ class DirectoryReader(EntryReader):
             except Unfaithful as problem:
                 listing.left_out.append((problem.path, problem.why))
                 continue
-            except Changed:
-                continue  # a name in a merge directory may come and go
+            except Changed as change:
+                listing.left_out.append((change.path, "changed while it was read"))
+                continue
             listing.inodes.append(seen.st_ino)
             listing.change_times.append(seen.st_ctime_ns)
         _add_piece(rows, listing)

@@ -58,6 +58,25 @@ def look(prefix: bytes, names: list[bytes]) -> list[os.stat_result]:
         raise failure(prefix + error.filename, error) from None
 
 
+def look_if_there(prefix: bytes, name: bytes) -> os.stat_result | None:
+    """What lstat(2) says of a name in the working directory; None when there is no such name.
+
+    A server that has lost the name's file handle is asked twice. Raises Unfaithful.
+    """
+    try:
+        return os.lstat(name)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass
+    try:
+        return os.lstat(name)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unfaithful(prefix + name, f"cannot be read: {reason(error)}", error=error) from None
+
+
 def list_xattrs(prefix: bytes, names: list[bytes]) -> list[list[str]]:
     """The names of the xattrs of names in the working directory; none where the filesystem knows none."""
     try:

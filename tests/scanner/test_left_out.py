@@ -200,6 +200,41 @@ def test_stale_handles_are_asked_again(volume: Path, number: int) -> None:
     assert scan_tree(volume, open_content=opener).left_out() == {}
 
 
+@pytest.mark.parametrize(
+    ("select", "odd"),
+    [(("*",), b"bad"), (("bad", "good"), b"bad"), (("*/lib", "*/z"), b"bad"), (("*/z", "bad/lib"), b"z")],
+)
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EIO, errno.ENOTDIR])
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_name_in_a_merge_directory_is_gone_only_when_there_is_none(
+    volume: Path, monkeypatch: pytest.MonkeyPatch, select: tuple[str, ...], odd: bytes, number: int, times: int
+) -> None:
+    """Any other answer leaves it out, or is given once: nothing that is selected is absent in silence."""
+    lstat = os.lstat
+    asked = volume.parent / "asked"
+    asked.touch()
+
+    def answer(name: bytes) -> os.stat_result:
+        if name == odd and asked.stat().st_size < times:
+            with asked.open("a") as file:
+                file.write("x")
+            raise OSError(number, os.strerror(number), name)
+        return lstat(name)
+
+    whole = scan_tree(volume, *select).nodes()
+    monkeypatch.setattr(os, "lstat", answer)
+    scanned = scan_tree(volume, *select)
+    monkeypatch.undo()
+    assert asked.stat().st_size
+    if times == 1:
+        assert (scanned.nodes(), scanned.left_out()) == (whole, {})
+    else:
+        left_out = scanned.left_out()
+        assert {path.split(b"/")[-1] for path in left_out} == {odd}
+        missing = whole.keys() - scanned.nodes().keys() - {b"good"}  # a skeleton directory with nothing in it goes too
+        assert missing and all(any((path + b"/").startswith(top + b"/") for top in left_out) for path in missing)
+
+
 def test_a_volume_that_goes_away_ends_the_scan(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a dead server every subtree would fail, one timeout after the other, and an empty layer would come out."""
 
