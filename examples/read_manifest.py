@@ -3,8 +3,8 @@
     python examples/read_manifest.py FILE
 
 checks everything the document demands and lists the tree. A file that breaks a rule gives one line, `where: reason`,
-on stderr and exit status 1. Section numbers are those of the document. Nothing recurses, and every limit is checked
-before memory is taken for what it limits.
+on stderr and exit status 1. Section numbers are those of the document. Nothing recurses, every limit is checked before
+memory is taken for what it limits, and of a tree of any size or depth a few pages are held.
 """
 
 from __future__ import annotations
@@ -16,20 +16,29 @@ import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple, NoReturn
 
 import zstandard
 from blake3 import blake3
 
 MIB = 1 << 20
-OBJECT_MAX = FRAME_MAX = WINDOW_MAX = 64 * MIB  # section 4
-COMPRESSED_MAX = 65 * MIB
-INFO_MAX = 16 * MIB
-PATH_MAX = 4095
+OBJECT_MAX = MIB  # section 4, down to COUNTS_MAX
+PAGE_MAX = MIB // 4
+FRAME_MAX = WINDOW_MAX = 4 * MIB
+COMPRESSED_MAX = 4 * MIB + (64 << 10)
+PATH_MAX = 4094
 ENTRIES_MAX = 2**32 - 1
+FACTS_MAX = MIB // 2
+INFO_MAX = 4 * MIB
+ROWS_MAX = 65_536
+COUNTS_MAX = 4096
 ID_MAX = 2**32 - 2
-PAGE_ROWS = 4096
-CACHE_MAX = 32 * MIB  # decompressed frames kept; our choice, not the format's
+COUNTED = ("dirs", "skeleton", "files", "symlinks", "others", "bytes", "linked")  # section 6: what the tree shows
+COUNTS, COUNTS_LIMIT = 12, 64  # how many there are, and may be
+COUNT_MAX = 2**64 - 1
+CACHE_MAX = 16 * MIB  # decompressed frames kept; our choice, not the format's
+PAGES_KEPT = 6  # decoded pages kept; likewise
 CONTEXT = "mkmeta 2026 manifest v1 "  # section 3
 
 HEADER = struct.Struct("<8sIIII8s")
@@ -283,6 +292,8 @@ class Container:
             stated = zstandard.get_frame_parameters(packed)
             if stated.content_size != size or stated.dict_id or not stated.has_checksum:
                 refuse(f"frame {number}", "not as the frame table says, with a dictionary, or without a checksum")
+            if stated.window_size > WINDOW_MAX:
+                refuse(f"frame {number}", "a window larger than the limit")
             decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX)
             data = decompressor.decompress(packed, max_output_size=size or 1, allow_extra_data=False)
         except zstandard.ZstdError as error:
@@ -336,6 +347,13 @@ class Entry(NamedTuple):
     @property
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.mode)
+
+    @property
+    def below(self) -> int:
+        """How many entries a directory holds, as it says."""
+        count = self.body[1]
+        assert isinstance(count, int)
+        return count
 
 
 @dataclass
@@ -450,30 +468,81 @@ def read_entry(c: Cursor, digests: tuple[str, ...], kind_above: int) -> Entry:
     return Entry(name, mode, uid, gid, mtime, mtime_nsec, body, xattrs)
 
 
-def read_directory(file: Container, entry: Entry, path: bytes, digests: tuple[str, ...]) -> list[Entry]:
-    """The entries of the directory `entry`, which is at `path`."""
-    where = f"directory /{shown(path)}"
-    object_id, stated, kind = entry.body
-    assert isinstance(object_id, bytes) and isinstance(stated, int) and isinstance(kind, int)
+class Row(NamedTuple):
+    """A page of a directory."""
+
+    first: bytes | None  # name of its first entry; None: the only page, which is the directory object itself
+    page: bytes
+    entries: int
+
+
+class Page(NamedTuple):
+    """What is in a page."""
+
+    entries: list[Entry]
+    size: int  # bytes of all entries
+    first_size: int  # bytes of the first
+
+
+def read_rows(file: Container, object_id: bytes, stated: int, where: str) -> list[Row]:
+    """The pages of a directory that holds `stated` entries, section 3.1."""
     c = file.object("directory", object_id, where)
+    count = c.array("directory")
+    if c.data[c.at : c.at + 1] != b"\x93":
+        return [Row(None, object_id, stated)]
+    rows: list[Row] = []
+    for _ in range(count):
+        if c.array("row") != 3:
+            refuse(where, "the row of a page is not three elements")
+        first = read_name(c)
+        if rows and first <= (rows[-1].first or b""):
+            refuse(where, f"the page of {shown(first)} does not ascend")
+        rows.append(Row(first, c.bytes(32, 32, "page ID"), c.integer(1, ENTRIES_MAX, "entries")))
+    c.end()
+    if len(rows) < 2:
+        refuse(where, "rows for a single page")
+    if sum(row.entries for row in rows) != stated:
+        refuse(where, f"its pages do not hold {stated} entries together")
+    return rows
+
+
+def read_page(file: Container, row: Row, kind: int, path: bytes, digests: tuple[str, ...], where: str) -> Page:
+    """A page of the directory of this kind at `path`."""
+    c = file.object("directory" if row.first is None else "directory page", row.page, where)
+    count = c.array("page")
+    start = first_end = c.at
     entries: list[Entry] = []
-    held = 0
-    for _ in range(c.array("directory")):
+    held = count
+    for _ in range(count):
         child = read_entry(c, digests, kind)
-        if entries and child.name <= entries[-1].name:
+        if not entries:
+            first_end = c.at
+        elif child.name <= entries[-1].name:
             refuse(where, f"{shown(child.name)} does not ascend")
         if len(path) + bool(path) + len(child.name) > PATH_MAX:
             refuse(where, f"the path of {shown(child.name)} is too long")
         entries.append(child)
-        held += 1
         if child.is_directory:
-            below = child.body[1]
-            assert isinstance(below, int)
-            held += below
+            held += child.below
     c.end()
-    if held != stated:
-        refuse(where, f"holds {held} entries, not {stated}")
-    return entries
+    if held != row.entries:
+        refuse(where, f"holds {held} entries, not {row.entries}")
+    if row.first is not None and entries[0].name != row.first:
+        refuse(where, f"the page of {shown(row.first)} begins with {shown(entries[0].name)}")
+    check_page_size(c.at - start, count, where)
+    return Page(entries, c.at - start, first_end - start)
+
+
+def check_page_size(size: int, count: int, where: str) -> None:
+    """Refuses a page that should have been two."""
+    if count > 1 and size > PAGE_MAX:
+        refuse(where, f"a page of {size} bytes")
+
+
+def check_division(size: int, next_size: int, where: str) -> None:
+    """Refuses a page of so many bytes that could have taken the element after it."""
+    if size + next_size <= PAGE_MAX:
+        refuse(where, "a page ends although what comes next fits")
 
 
 def read_root(file: Container) -> Root:
@@ -515,13 +584,15 @@ def read_links(file: Container, root: Root) -> Iterator[tuple[bytes, int | bytes
     pages = index.array("link index")
     if not pages:
         refuse("link index", "empty")
-    previous = b""
+    previous, before = b"", PAGE_MAX
     for number in range(pages):
         c = file.object("link page", index.bytes(32, 32, "page ID"), f"link page {number}")
         rows = c.array("page")
-        if not 1 <= rows <= PAGE_ROWS or (rows < PAGE_ROWS and number < pages - 1):
-            refuse(c.where, f"{rows} rows")
-        for _ in range(rows):
+        start = c.at
+        if not rows:
+            refuse(c.where, "no rows")
+        for place in range(rows):
+            row_start = c.at
             if c.array("row") != 2:
                 refuse(c.where, "a row is not two elements")
             path = read_path(c)
@@ -530,8 +601,13 @@ def read_links(file: Container, root: Root) -> Iterator[tuple[bytes, int | bytes
             previous = path
             kind = c.data[c.at : c.at + 1]
             is_target = bool(kind) and 0xC4 <= kind[0] <= 0xC6
-            yield path, read_path(c) if is_target else c.integer(2, ENTRIES_MAX, "nlink")
+            said = read_path(c) if is_target else c.integer(2, ENTRIES_MAX, "nlink")
+            if not place:
+                check_division(before, c.at - row_start, c.where)
+            yield path, said
         c.end()
+        before = c.at - start
+        check_page_size(before, rows, c.where)
     index.end()
 
 
@@ -594,17 +670,25 @@ def read_info(file: Container) -> dict[str, object]:
             refuse("info", f"{key!r} occurs twice")
         seen.add(key)
         if key == "root":
-            info[key] = c.bytes(0, INFO_MAX, key)
+            info[key] = root = c.bytes(1, 4095, key)
+            if root[:1] != b"/" or b"\0" in root:
+                refuse("info", f"root {shown(root)} is no absolute path")
         elif key == "created":
             info[key] = c.expect("integer", key)
         elif key == "tool":
             info[key] = c.text(key)
-        elif key in ("select", "hide"):
-            info[key] = [c.bytes(0, INFO_MAX, key) for _ in range(c.array(key))]
+        elif key in ("select", "hide", "drop_xattrs"):
+            info[key] = [c.bytes(0, INFO_MAX, key) for _ in range(rows_of(c, key))]
         elif key == "left_out":
-            info[key] = [read_left_out(c) for _ in range(c.array(key))]
+            info[key] = [read_left_out(c) for _ in range(rows_of(c, key))]
+        elif key == "hard_links":
+            info[key] = c.text(key)
+            if info[key] not in ("all", "subtree"):
+                refuse("info", f"hard_links is {info[key]!r}")
         elif key == "counts":
             pairs = c.expect("map", key)
+            if pairs > COUNTS_MAX:
+                refuse("info", f"{pairs} counts")
             info[key] = {c.text("name of a count"): c.expect("integer", "count") for _ in range(pairs)}
         else:
             c.skip()
@@ -615,6 +699,14 @@ def read_info(file: Container) -> dict[str, object]:
     return info
 
 
+def rows_of(c: Cursor, key: str) -> int:
+    """The length of an array of the info record."""
+    length = c.array(key)
+    if length > ROWS_MAX:
+        refuse(c.where, f"{key} has {length} elements")
+    return length
+
+
 def read_left_out(c: Cursor) -> tuple[bytes, str]:
     """A row of left_out."""
     if c.array("row of left_out") != 2:
@@ -622,28 +714,77 @@ def read_left_out(c: Cursor) -> tuple[bytes, str]:
     return c.bytes(0, INFO_MAX, "path"), c.text("reason")
 
 
-def read_facts(file: Container, place: Place, path: bytes, entries: list[Entry]) -> list[Place | None]:
-    """Checks the facts of a directory and gives the places of its children's."""
-    where = f"facts of /{shown(path)}"
-    c = Cursor(file.record(place, where), where, canonical=False)
-    if c.array("facts") != 3:
-        refuse(where, "not three arrays")
+def facts_record(file: Container, place: Place, where: str) -> Cursor:
+    """A facts record."""
+    if place.length > FACTS_MAX:
+        refuse(where, "larger than the limit")
+    return Cursor(file.record(place, where), where, canonical=False)
+
+
+def read_counts(c: Cursor) -> list[int]:
+    """What the facts of a directory begin with."""
+    if c.array("facts") != 2:
+        refuse(c.where, "not two arrays")
+    length = c.array("counts")
+    if not COUNTS <= length <= COUNTS_LIMIT:
+        refuse(c.where, f"{length} counts")
+    return [c.integer(0, COUNT_MAX, "count") for _ in range(length)]
+
+
+class Fact(NamedTuple):
+    """What the facts of a page say of an entry, as far as this reader wants to know."""
+
+    place: Place | None  # of a directory: its facts
+    is_linked: bool = False
+
+
+UNKNOWN = Fact(None)
+
+
+def read_facts(file: Container, place: Place, where: str, number: int, pages: int, entries: list[Entry]) -> list[Fact]:
+    """The facts of page `number` of a directory, whose facts are at `place`: one for each entry."""
+    c = facts_record(file, place, where)
+    read_counts(c)
+    if c.array("pages") != pages:
+        refuse(where, f"not {pages} pages")
+    if pages == 1:
+        facts = read_page_facts(c, entries)
+    else:
+        places = [read_place(c) for _ in range(pages)]
+        c.end()
+        c = facts_record(file, places[number], where)
+        facts = read_page_facts(c, entries)
+    c.end()
+    return facts
+
+
+def read_page_facts(c: Cursor, entries: list[Entry]) -> list[Fact]:
+    """The facts of a page with these entries."""
+    if c.array("facts of a page") != 4:
+        refuse(c.where, "not four arrays")
     for column in ("inode numbers", "change times"):
         if c.array(column) != len(entries):
-            refuse(where, f"not one of {column} per entry")
+            refuse(c.where, f"not one of {column} per entry")
         for _ in entries:
             c.integer(-(2**63), 2**63 - 1, column)
     if c.array("children") != sum(entry.is_directory for entry in entries):
-        refuse(where, "not one child per directory")
-    places = [read_place(c) if entry.is_directory else None for entry in entries]
-    c.end()
-    return places
+        refuse(c.where, "not one child per directory")
+    facts = [Fact(None if c.is_nil() else read_place(c)) if entry.is_directory else UNKNOWN for entry in entries]
+    length = c.array("linked")
+    if length % 2:
+        refuse(c.where, "linked is not made of pairs")
+    position = 0
+    for number in range(length // 2):
+        position += c.integer(min(number, 1), len(entries), "position of a linked entry")
+        if position >= len(entries) or entries[position].is_directory:
+            refuse(c.where, f"linked names entry {position}, which is a directory or not there")
+        c.integer(2, 2**32 - 1, "number of names")
+        facts[position] = Fact(None, True)
+    return facts
 
 
-def read_place(c: Cursor) -> Place | None:
-    """The place of a child's facts, or None."""
-    if c.is_nil():
-        return None
+def read_place(c: Cursor) -> Place:
+    """The place of a facts record."""
     if c.array("place") != 3:
         refuse(c.where, "a place is not three elements")
     return Place(*(c.integer(0, 2**32 - 1, "place") for _ in range(3)))
@@ -652,27 +793,134 @@ def read_place(c: Cursor) -> Place | None:
 # --- the tree ---
 
 
-def walk(file: Container, root: Root) -> Iterator[tuple[bytes, Entry, int | bytes | None]]:
-    """Every entry in tree order, with what the link rows say of it. Checks all there is on the way."""
-    links = Links(read_links(file, root))
+@dataclass
+class Level:
+    """A directory on the way of a walk."""
 
-    def below(path: bytes, entry: Entry, place: Place | None) -> Iterator[tuple[bytes, Entry, Place | None]]:
-        entries = read_directory(file, entry, path, root.digests)
-        places = read_facts(file, place, path, entries) if place else [None] * len(entries)
-        prefix = path + b"/" if path else b""
-        return ((prefix + child.name, child, facts) for child, facts in zip(entries, places, strict=True))
+    path: bytes
+    entry: Entry  # without its xattrs, which may be long
+    place: Place | None  # of its facts
+    page: int = 0
+    position: int = 0  # in the page
+    counts: list[int] = field(default_factory=list)  # COUNTED, so far
+    known: bool = True  # there are facts of it, and of all below that was left again
 
-    stack = [below(b"", root.top, file.facts if file.facts.length else None)]
-    while stack:
-        step = next(stack[-1], None)
-        if step is None:
-            stack.pop()
-            continue
-        path, entry, facts = step
-        yield path, entry, links.meet(path, entry)
-        if entry.is_directory:
-            stack.append(below(path, entry, facts))
-    links.end()
+    @property
+    def kind(self) -> int:
+        return OPAQUE if self.entry.body[2] == OPAQUE else MERGE
+
+
+class Tree:
+    """Walks a manifest, and checks all there is on the way."""
+
+    def __init__(self, file: Container, root: Root) -> None:
+        self.file = file
+        self.root = root
+        self.counts: list[int] | None = None  # of everything, after the walk; None: facts are missing
+        # levels hold no pages, so that memory does not follow the depth: what was dropped is read and checked again
+        self.page = lru_cache(maxsize=PAGES_KEPT)(self.read_page)
+        self.rows = lru_cache(maxsize=PAGES_KEPT)(read_rows)
+
+    def read_page(self, path: bytes, entry: Entry, place: Place | None, number: int) -> tuple[Page, list[Fact], bool]:
+        """A page of a directory with its facts, and whether it is the last."""
+        where = f"directory /{shown(path)}"
+        object_id, stated, kind = entry.body
+        assert isinstance(object_id, bytes) and isinstance(stated, int) and isinstance(kind, int)
+        rows = self.rows(self.file, object_id, stated, where)
+        page = read_page(self.file, rows[number], kind, path, self.root.digests, where)
+        facts = [UNKNOWN] * len(page.entries)
+        if place:
+            facts = read_facts(self.file, place, f"facts of /{shown(path)}", number, len(rows), page.entries)
+        return page, facts, number + 1 == len(rows)
+
+    def open(self, path: bytes, entry: Entry, place: Place | None) -> Level:
+        """A directory that is entered."""
+        level = Level(path, entry._replace(xattrs=()), place, known=place is not None)
+        level.counts = [int(level.kind == OPAQUE), int(level.kind == MERGE), 0, 0, 0, 0, 0]
+        return level
+
+    def next_of(self, level: Level) -> tuple[Entry, Fact] | None:
+        """The next entry of a directory; None: there is none."""
+        page, facts, is_last = self.page(level.path, level.entry, level.place, level.page)
+        if level.position == len(page.entries):
+            if is_last:
+                return None
+            following = self.page(level.path, level.entry, level.place, level.page + 1)[0]
+            where = f"directory /{shown(level.path)}"
+            check_division(page.size, following.first_size, where)
+            if following.entries[0].name <= page.entries[-1].name:
+                refuse(where, f"the page of {shown(following.entries[0].name)} does not ascend")
+            level.page, level.position = level.page + 1, 0
+            return self.next_of(level)
+        level.position += 1
+        return page.entries[level.position - 1], facts[level.position - 1]
+
+    def walk(self) -> Iterator[tuple[bytes, Entry, int | bytes | None]]:
+        """Every entry in tree order, with what the link rows say of it."""
+        links = Links(read_links(self.file, self.root))
+        stack = [self.open(b"", self.root.top, self.file.facts if self.file.facts.length else None)]
+        while stack:
+            level = stack[-1]
+            step = self.next_of(level)
+            if step is None:
+                stack.pop()
+                self.leave(level, stack[-1] if stack else None)
+                continue
+            entry, fact = step
+            path = level.path + b"/" + entry.name if level.path else entry.name
+            yield path, entry, links.meet(path, entry)
+            if entry.is_directory:
+                stack.append(self.open(path, entry, fact.place))
+            else:
+                count(level.counts, entry, fact)
+        links.end()
+
+    def leave(self, level: Level, above: Level | None) -> None:
+        """Compares the counts of a directory, when all below it was met, and adds them to those above."""
+        if level.known:
+            assert level.place is not None
+            where = f"facts of /{shown(level.path)}"
+            compare_counts(where, read_counts(facts_record(self.file, level.place, where)), level.counts)
+        if above is None:
+            self.counts = level.counts if level.known else None
+            return
+        above.known &= level.known
+        above.counts = [one + other for one, other in zip(above.counts, level.counts, strict=True)]
+
+
+def count(counts: list[int], entry: Entry, fact: Fact) -> None:
+    """Adds an entry that is no directory."""
+    counts[COUNTED.index("linked")] += fact.is_linked
+    if stat.S_ISREG(entry.mode):
+        counts[COUNTED.index("files")] += 1
+        size = entry.body[0]
+        assert isinstance(size, int)
+        counts[COUNTED.index("bytes")] += size
+    else:
+        counts[COUNTED.index("symlinks" if stat.S_ISLNK(entry.mode) else "others")] += 1
+
+
+def compare_counts(where: str, said: list[int], counted: list[int]) -> None:
+    """Refuses counts that are not those of what is there."""
+    for name, number, true in zip(COUNTED, said, counted, strict=False):
+        if number != min(true, COUNT_MAX):
+            refuse(where, f"says {number} {name}, there are {true}")
+
+
+def check(file: Container) -> tuple[Root, dict[str, object], Counter[int]]:
+    """Reads everything. The root, the info record, and how many entries there are by type."""
+    info = read_info(file)
+    tree = Tree(file, read_root(file))
+    types = Counter(stat.S_IFMT(entry.mode) for _, entry, _ in tree.walk())
+    if tree.counts is not None:
+        said = info["counts"]
+        assert isinstance(said, dict)
+        compare_counts(
+            "info",
+            [said.get(name, min(n, COUNT_MAX)) for name, n in zip(COUNTED, tree.counts, strict=True)],
+            tree.counts,
+        )
+    return tree.root, info, types
 
 
 def shown_value(value: bytes) -> str:
@@ -706,9 +954,7 @@ def main(argv: list[str]) -> int:
     try:
         with open(argv[1], "rb") as stream:
             file = Container(stream.fileno())
-            info = read_info(file)
-            root = read_root(file)
-            types = Counter(stat.S_IFMT(entry.mode) for _, entry, _ in walk(file, root))
+            root, info, types = check(file)
             print(f"id {file.id.hex()}")
             print(f"digests {' '.join(root.digests) or '-'}")
             print(f"facts {'yes' if file.facts.length else 'no'}")
@@ -716,7 +962,7 @@ def main(argv: list[str]) -> int:
             for key, value in info.items():
                 print(f"info {key} {value!r}")
             print(describe(b"/", root.top, None))
-            for path, entry, link in walk(file, root):
+            for path, entry, link in Tree(file, root).walk():
                 print(describe(path, entry, link))
     except Refused as error:
         print(error, file=sys.stderr)

@@ -28,10 +28,14 @@ _DESCRIPTOR = struct.Struct("<BBBBIQ64s32s144x")
 _SHA256 = 1  # FS_VERITY_HASH_ALG_SHA256
 
 
+_ZERO_BLOCK_HASH = hashlib.sha256(bytes(VERITY_BLOCK_SIZE)).digest()
+
+
 class ObjectKind(Enum):
     """What an object is; the value separates the ID spaces (formats/manifest.md section 3)."""
 
     DIRECTORY = "mkmeta 2026 manifest v1 directory"
+    DIRECTORY_PAGE = "mkmeta 2026 manifest v1 directory page"
     ROOT = "mkmeta 2026 manifest v1 root"
     LINK_PAGE = "mkmeta 2026 manifest v1 link page"
     LINK_INDEX = "mkmeta 2026 manifest v1 link index"
@@ -69,6 +73,29 @@ class VerityHasher:
         leaves += b"".join(blocks)
         if len(leaves) > VERITY_BLOCK_SIZE:
             self._fold(0)
+
+    def update_zeros(self, size: int) -> None:
+        """Adds so many zero bytes, a multiple of VERITY_BLOCK_SIZE. Takes as long as there are levels of hashes."""
+        self._size += size
+        self._add_alike(0, _ZERO_BLOCK_HASH, size // VERITY_BLOCK_SIZE)
+
+    def _add_alike(self, level: int, block_hash: bytes, count: int) -> None:
+        """Adds the same hash many times to a level."""
+        if len(self._levels) == level:
+            self._levels.append(bytearray())
+        pending = self._levels[level]
+        room = -len(pending) // DIGEST_SIZE % VERITY_HASHES_PER_BLOCK
+        first = min(room, count)
+        pending += block_hash * first
+        blocks = max((count - first - 1) // VERITY_HASHES_PER_BLOCK, 0)
+        if blocks:  # something follows at this level, so that all that is pending can go up
+            pending += block_hash  # which _fold leaves where it is
+            self._fold(level)
+            del pending[:]
+            self._add_alike(level + 1, hashlib.sha256(block_hash * VERITY_HASHES_PER_BLOCK).digest(), blocks)
+        pending += block_hash * (count - first - blocks * VERITY_HASHES_PER_BLOCK)
+        if len(pending) > VERITY_BLOCK_SIZE:
+            self._fold(level)
 
     def _fold(self, level: int) -> None:
         """Hashes the full blocks of a level into the next one, keeping the last block, which may be the only one."""

@@ -178,3 +178,13 @@ def reason(error: OSError) -> str:
 
 def _rebuild(kind: type[MkmetaError], message: str, path: bytes | None, hint: str | None) -> MkmetaError:
     return kind(message, path=path, hint=hint)
+
+
+def human_bytes(count: int) -> str:
+    """A number of bytes with a binary unit: `1.5 MiB`."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024:
+            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} EiB"

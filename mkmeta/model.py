@@ -8,14 +8,16 @@ The rules are those of formats/manifest.md.
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from operator import add
 from typing import NamedTuple
 
 from mkmeta.digest import ContentDigest, ObjectId, VerityDigest
 
 NAME_MAX = 255  # bytes of one name; NAME_MAX of limits.h
-PATH_LIMIT = 4095  # bytes; PATH_MAX less its NUL: the kernel does not follow a longer redirect
+PATH_LIMIT = 4094  # bytes; PATH_MAX less its NUL and the slash before it: the kernel does not follow a longer redirect
 SYMLINK_TARGET_MAX = 4095  # bytes, as the VFS
 XATTR_NAME_MAX = 255  # bytes; XATTR_NAME_MAX of limits.h
 XATTR_VALUE_MAX = 65536  # bytes; XATTR_SIZE_MAX of limits.h
@@ -27,8 +29,10 @@ ENTRIES_MAX = 2**32 - 1  # entries of a whole tree: inodes of the largest filesy
 NS = 1_000_000_000
 
 ACL_XATTRS = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
+# Where xfs keeps the ACLs it shows as system.posix_acl_*, for root to see (fs/xfs/xfs_xattr.c): no part of a tree
+ACL_SHADOWS = frozenset({b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"})
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
-OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
+OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")  # what no manifest records; the names: overlay_xattrs.py
 
 Xattrs = tuple[tuple[bytes, bytes], ...]  # (name, value), ascending by name
 
@@ -127,6 +131,44 @@ class LinkRow(NamedTuple):
 
     path: bytes
     target: bytes
+
+
+class Counts(NamedTuple):
+    """What a directory, with all below it, holds and what was left out of it on purpose (manifest.md section 6)."""
+
+    dirs: int = 0  # opaque directories
+    skeleton: int = 0  # merge directories
+    files: int = 0
+    symlinks: int = 0
+    others: int = 0  # fifos, sockets, devices
+    bytes: int = 0  # st_size of all files
+    linked: int = 0  # names of inodes that have several on the volume
+    hidden: int = 0  # names left out by --hide
+    snapshots: int = 0  # .snapshot directories left out
+    silly_renamed: int = 0  # .nfsXXXX files left out
+    nfs4_acl: int = 0  # entries with an NFSv4 ACL, which is not recorded
+    dropped_xattrs: int = 0  # left out by --drop-xattr
+    unchanged: int = 0  # not read, since they are as in a base: of this scan alone, and so never in facts
+
+    def plus(self, other: Iterable[int]) -> Counts:
+        """The sums with what another Counts, or a plain tuple of its fields, holds."""
+        return Counts(*map(add, self, other))
+
+
+NO_COUNTS = Counts()
+STORED_COUNTS = len(Counts._fields) - 1  # those in facts
+
+
+class HardLinks(StrEnum):
+    """Which names of one inode are recorded as such; the values are those of the info record."""
+
+    SUBTREE = "subtree"  # those within one subtree: no release depends on a path of another
+    ALL = "all"
+
+
+def path_within(path: bytes, top: bytes) -> bool:
+    """Whether `path` is `top` or below it."""
+    return not top or path == top or path.startswith(top + b"/")
 
 
 def tree_order(path: bytes) -> bytes:

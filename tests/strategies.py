@@ -8,7 +8,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from mkmeta.codec.container import Location
+from mkmeta.codec.facts import PageFacts
 from mkmeta.codec.info import Info
+from mkmeta.codec.objects import PageRow
 from mkmeta.digest import ContentDigest, ObjectId, VerityDigest
 from mkmeta.model import (
     ACL_XATTRS,
@@ -20,15 +22,18 @@ from mkmeta.model import (
     NS,
     OVERLAY_XATTRS,
     SIZE_MAX,
+    STORED_COUNTS,
     SYMLINK_TARGET_MAX,
     XATTR_NAME_MAX,
     XATTR_NAMESPACES,
     XATTR_VALUE_MAX,
+    Counts,
     Device,
     DigestName,
     Directory,
     DirectoryKind,
     Entry,
+    HardLinks,
     Node,
     RegularFile,
     Root,
@@ -136,15 +141,35 @@ roots = st.builds(
 )
 infos = st.builds(
     Info,
-    root=st.binary(max_size=40),
+    root=_bytes_of(_WITHOUT_NUL, 0, 4094).map(b"/".__add__),
     created=st.integers(-(2**63), 2**64 - 1),
     tool=st.text(max_size=20),
     select=st.lists(st.binary(max_size=20), max_size=4).map(tuple),
     hide=st.lists(st.binary(max_size=20), max_size=4).map(tuple),
+    drop_xattrs=st.lists(st.binary(max_size=20), max_size=4).map(tuple),
+    hard_links=st.sampled_from(HardLinks),
     left_out=st.lists(st.tuples(st.binary(max_size=20), st.text(max_size=20)), max_size=4).map(tuple),
     counts=st.dictionaries(st.text(max_size=10), st.integers(0, 2**64 - 1), max_size=4),
 )
 locations = st.builds(Location, *[st.integers(0, 2**32 - 1)] * 3)
+counts = st.tuples(*[st.integers(0, 2**64 - 1)] * STORED_COUNTS).map(lambda numbers: Counts(*numbers))
+page_rows = st.dictionaries(
+    names, st.tuples(digests.map(ObjectId), st.integers(1, ENTRIES_MAX)), min_size=2, max_size=6
+).map(lambda found: [PageRow(name, *rest) for name, rest in sorted(found.items())])
+
+
+@st.composite
+def page_facts(draw: st.DrawFn, entries: int | None = None) -> PageFacts:
+    """Facts of a page of so many entries, or of any number; those that are no directories may have several names."""
+    kinds = draw(st.lists(st.sampled_from("dlf"), min_size=entries or 0, max_size=20 if entries is None else entries))
+    nlink = st.integers(2, 2**32 - 1)
+    inode, time = st.integers(0, 2**64 - 1), st.integers(-(2**63), 2**63 - 1)
+    return PageFacts(
+        [draw(inode) for _ in kinds],
+        [draw(time) for _ in kinds],
+        [draw(st.none() | locations) for kind in kinds if kind == "d"],
+        {number: draw(nlink) for number, kind in enumerate(kinds) if kind == "l"},
+    )
 
 
 def trees(recorded: tuple[DigestName, ...]) -> st.SearchStrategy[Tree]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from mkmeta.build import BuildOptions
 from mkmeta.cli.host_arguments import (
     add_allow_gap,
     add_mount_point,
@@ -16,12 +17,11 @@ from mkmeta.cli.host_arguments import (
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.compiler.build import BuildOptions
-from mkmeta.compiler.plan import Plan
 from mkmeta.errors import ExitCode, UsageError, printable
 from mkmeta.host.activation import Action, Activated, Request, activate
 from mkmeta.host.following import Followed, Step, follow
 from mkmeta.mounts.profile import Profile, Verity, parse_extra
+from mkmeta.plan import Plan
 
 _DESCRIPTION = """\
 Mounts the current generation of a store over its volume, or, when an earlier one is mounted, replaces that by it under

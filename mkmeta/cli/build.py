@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 
+from mkmeta.build import BuildOptions, BuildResult, build, check_id, sink_for
 from mkmeta.cli.host_arguments import add_wait, notes
 from mkmeta.cli.layer_argument import FoundLayer
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
-from mkmeta.cli.output import emit, human_bytes, note, path_fields
+from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.compiler.build import JOBS_MAX, BuildOptions, BuildResult, build, check_id
-from mkmeta.compiler.plan import Plan
 from mkmeta.digest import DIGEST_SIZE, ObjectId
 from mkmeta.errors import ExitCode, UsageError, printable
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.manifest.walk import WORKERS_MAX
+from mkmeta.plan import Plan
 from mkmeta.store.adding import Added, add
 from mkmeta.store.store import Store
 
@@ -118,8 +119,6 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     options = BuildOptions(
         plan=Plan(prefix=args.redirect_prefix.strip(b"/"), userxattr=args.userxattr, verity=not args.no_verity),
-        swap=args.swap,
-        discard=args.discard,
         expect_id=args.expect_id,
         base=None if args.base is None else FoundLayer.at(args.base).layer,
         jobs=args.jobs,
@@ -134,7 +133,8 @@ def run(args: argparse.Namespace) -> int:
 
         if args.store is None:
             dest = os.fsencode(args.dest)
-            _report(build(reader, dest, options, progress), dest, args)
+            sink = sink_for(dest, options, swap=args.swap, discard=args.discard)
+            _report(build(reader, sink, options, progress), dest, args)
         else:
             check_id(reader, options.expect_id)  # before a store is made for it
             store = Store.open_or_create(args.store)
@@ -165,7 +165,8 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _report(result: BuildResult, dest: bytes, args: argparse.Namespace) -> None:
-    old = os.path.join(os.path.dirname(dest.rstrip(b"/")), result.old) if result.old else None
+    name = result.published.old
+    old = os.path.join(os.path.dirname(dest.rstrip(b"/")), name) if name else None
     if args.json:
         emit(
             "summary",
@@ -176,7 +177,7 @@ def _report(result: BuildResult, dest: bytes, args: argparse.Namespace) -> None:
         )
         return
     if not args.quiet:
-        _note_result(f"built {printable(dest)}", result, result.leftovers)
+        _note_result(f"built {printable(dest)}", result, result.published.leftovers)
     if old:
         print(printable(old))
     print(result.manifest_id.hex())
@@ -207,41 +208,24 @@ def _result_fields(result: BuildResult) -> dict[str, object]:
     return {
         "entries": result.entries,
         "links": result.links,
-        "filesystem": result.filesystem,
-        "xattr_files": result.spent.files,
-        "xattr_bytes": result.spent.size,
-        "shared": result.spent.shared,
+        "filesystem": result.published.filesystem,
+        **{key: result.counts[key] for key in ("xattr_files", "xattr_bytes", "shared")},
         "seconds": round(result.seconds, 3),
     }
 
 
 def _note_result(what: str, result: BuildResult, leftovers: tuple[bytes, ...]) -> None:
     _note_leftovers(leftovers)
-    if result.spent.files:
-        _note_spent(result)
     links = f", {result.links} of them hard links" if result.links else ""
-    shared = f", {result.spent.shared} shared with the base" if result.shares else ""
+    shared = f", {result.counts['shared']} shared with the base" if result.counts["shared"] else ""
     note(f"{what}: {result.entries} entries{links}{shared}, {result.seconds:.1f} s")
-    if result.shares is False:
-        note("note: nothing can be shared: --base is on another filesystem")
+    for text in result.published.notes:
+        note(f"note: {text}")
 
 
 def _note_leftovers(leftovers: tuple[bytes, ...]) -> None:
     for name in leftovers:
         note(f"mkmeta: {printable(name)}: left by a killed build, and cannot be removed")
-
-
-def _note_spent(result: BuildResult) -> None:
-    """Says what xattrs outside of inodes cost, and what avoids it."""
-    each = -(-result.spent.size // result.spent.files)
-    cure = {
-        "ext4": "; an ext4 made with mkfs.ext4 -I 512 (-I 1024 for paths over 240 bytes) keeps them in the inode",
-        "xfs": "; an xfs made with mkfs.xfs -i size=1024 keeps them in the inode",
-    }.get(result.filesystem, "")
-    note(
-        f"note: the xattrs of {result.spent.files} files did not fit into their inodes and take "
-        f"{human_bytes(each)} each, {human_bytes(result.spent.size)} in all{cure}"
-    )
 
 
 def _manifest_id(text: str) -> ObjectId:
@@ -255,6 +239,6 @@ def _manifest_id(text: str) -> ObjectId:
 
 
 def _jobs(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= JOBS_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {JOBS_MAX}")
+    if not text.isdecimal() or not 1 <= int(text) <= WORKERS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {WORKERS_MAX}")
     return int(text)

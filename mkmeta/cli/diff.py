@@ -17,7 +17,7 @@ from mkmeta.errors import ExitCode, MkmetaError, UsageError, printable
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Device, Directory, LinkRow, Node, PrimaryRow, RegularFile, Symlink, type_name
 from mkmeta.trees.changes import changed_xattrs
-from mkmeta.trees.diff import HARD_LINKS, Difference, Side, diff
+from mkmeta.trees.diff import HARD_LINKS, Difference, Tree, diff
 
 _DESCRIPTION = """\
 Compares two recorded trees and prints a line for each difference, in tree order:
@@ -94,11 +94,11 @@ def run(args: argparse.Namespace) -> int:
     return int(ExitCode.DIFFERENT if counts.total() else ExitCode.DONE)
 
 
-def _open(argument: str, stack: contextlib.ExitStack) -> Side:
+def _open(argument: str, stack: contextlib.ExitStack) -> Tree:
     if argument == "-" or not os.path.isdir(argument):
         return stack.enter_context(open_manifest(argument))
     from mkmeta.cli.layer_argument import FoundLayer  # what follows is for layers, and takes its time to import
-    from mkmeta.trees.layer import LayerTree
+    from mkmeta.trees.layer_tree import LayerTree
 
     return stack.enter_context(LayerTree(FoundLayer.at(os.fsencode(argument)).layer))
 
@@ -109,7 +109,7 @@ def _change(difference: Difference) -> str:
     return "removed" if difference.after is None else "changed"
 
 
-def _entries(one: Side, other: Side, difference: Difference, *, recursive: bool) -> int:
+def _entries(one: Tree, other: Tree, difference: Difference, *, recursive: bool) -> int:
     """How many entries are in what was added or removed and are no differences of their own."""
     side, node = (one, difference.before) if difference.after is None else (other, difference.after)
     if recursive or not isinstance(node, Directory):
@@ -117,15 +117,18 @@ def _entries(one: Side, other: Side, difference: Difference, *, recursive: bool)
     return node.entries if isinstance(side, ManifestReader) else _count(side, node, difference.path)
 
 
-def _count(side: Side, top: Directory, path: bytes) -> int:
+def _count(side: Tree, top: Directory, path: bytes) -> int:
     """The number of entries in a directory of a layer, which nobody has counted."""
-    found, stack = 0, [(path, top)]
+    found, stack = 0, [(path + b"/" if path else b"", side.entries(top, path))]
     while stack:
-        path, directory = stack.pop()
-        entries = side.directory(directory, path)
-        found += len(entries)
-        prefix = path + b"/" if path else b""
-        stack += [(prefix + name, node) for name, node in entries if isinstance(node, Directory)]
+        prefix, entries = stack[-1]
+        for name, node in entries:
+            found += 1
+            if isinstance(node, Directory):
+                stack.append((prefix + name + b"/", side.entries(node, prefix + name)))
+                break
+        else:
+            stack.pop()
     return found
 
 
@@ -197,7 +200,7 @@ def _emit(difference: Difference, change: str, entries: int) -> None:
     )
 
 
-def _note_digests(one: Side, other: Side, args: argparse.Namespace) -> None:
+def _note_digests(one: Tree, other: Tree, args: argparse.Namespace) -> None:
     """Says what could not be compared. (With --json, `before` and `after` have the digests there are.)"""
     if args.json or args.quiet or not isinstance(one, ManifestReader) or not isinstance(other, ManifestReader):
         return

@@ -12,9 +12,11 @@ from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.codec.dump import dump_hard_link, dump_line
 from mkmeta.errors import ExitCode
-from mkmeta.manifest.links import FINGERPRINT_BYTES, LinkCollector
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.model import Directory, LinkRow, Node, PrimaryRow
+from mkmeta.model import Directory, HardLinks, LinkRow, Node, PrimaryRow, path_within
+from mkmeta.trees.links import FINGERPRINT_BYTES, LinkCollector, Look
+
+_ANY_NLINK = 2**32 - 1  # more than the names of any inode
 
 _DESCRIPTION = """\
 Prints the tree of a manifest as composefs-dump(5) text, one entry a line in tree order. The payload of a file is
@@ -69,7 +71,7 @@ def _line(reader: ManifestReader, path: bytes, node: Node, row: PrimaryRow | Lin
             return dump_hard_link(path, node, target)
     if not isinstance(node, Directory):
         return dump_line(path, node, nlink=1)
-    subdirectories = sum(isinstance(child, Directory) for _, child in reader.directory(node, path))
+    subdirectories = sum(isinstance(child, Directory) for _, child in reader.entries(node, path))
     return dump_line(path, node, nlink=2 + subdirectories)
 
 
@@ -99,10 +101,10 @@ def _nodes(reader: ManifestReader, top: bytes) -> Iterator[tuple[bytes, Node]]:
 
 def _links_below(reader: ManifestReader, top: bytes) -> Iterator[PrimaryRow | LinkRow]:
     """The link rows of a manifest that held nothing but `top` and what is below it."""
-    with LinkCollector() as names:
+    with LinkCollector(HardLinks.ALL) as names:
         for row in reader.links():
-            if row.path == top or row.path.startswith(top + b"/"):
+            if path_within(row.path, top):
                 primary = row.target if isinstance(row, LinkRow) else row.path
                 inode = int.from_bytes(blake3(primary).digest(8), "big")
-                names.add(inode, row.path, bytes(FINGERPRINT_BYTES), 0)
-        yield from names.rows(())
+                names.add(Look(inode, 0, _ANY_NLINK, bytes(FINGERPRINT_BYTES)), row.path, b"")
+        yield from names.rows()

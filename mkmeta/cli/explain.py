@@ -10,16 +10,16 @@ from collections.abc import Iterator
 from mkmeta.cli.entries import utc
 from mkmeta.cli.layer_argument import FoundLayer
 from mkmeta.cli.manifest_argument import open_manifest
-from mkmeta.cli.output import emit, human_bytes, path_fields
+from mkmeta.cli.output import emit, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.compiler.plan import Plan
-from mkmeta.errors import ExitCode, MountError, UsageError, printable
+from mkmeta.errors import ExitCode, MountError, UsageError, human_bytes, printable
 from mkmeta.host.costs import PLAIN, Costs
 from mkmeta.host.explain import Explanation, explain, seen
 from mkmeta.linux.mountinfo import mounts
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Directory, DirectoryKind, Node, RegularFile, Symlink, type_name
 from mkmeta.mounts.live import LiveMount, live_at
+from mkmeta.plan import Plan
 
 _DESCRIPTION = """\
 Says why a path is served the way it is: by the layer, because it was recorded; by the volume, because it was not

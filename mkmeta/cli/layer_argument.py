@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import Self
 
-from mkmeta.compiler.plan import Plan
 from mkmeta.errors import IdMismatchError, NoGenerationError
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.plan import Plan
 from mkmeta.store.generation import GENERATIONS, LAYER, Generation
 from mkmeta.store.store import Store
 

@@ -72,5 +72,5 @@ def _entries(reader: ManifestReader, path: bytes, node: Node, recursive: bool) -
         for at, entry in below:
             yield at[len(prefix) :], at, entry
     else:
-        for name, entry in reader.directory(node, path):
+        for name, entry in reader.entries(node, path):
             yield name, prefix + name, entry

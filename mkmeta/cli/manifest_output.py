@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import BinaryIO, TypeVar
 
 from mkmeta.errors import UsageError
-from mkmeta.manifest.output import atomic_output
+from mkmeta.manifest.output import atomic_output, spooled_output
 
 _T = TypeVar("_T")
 
@@ -35,7 +35,8 @@ def write_manifest(args: argparse.Namespace, write: Callable[[BinaryIO], _T]) ->
         raise UsageError("--json and a manifest cannot both go to stdout", hint="name a file with -o")
     if sys.stdout.isatty():
         raise UsageError("a manifest is not for a terminal", hint="name a file with -o, or use a pipe")
-    return write(sys.stdout.buffer)
+    with spooled_output(sys.stdout.buffer) as stream:
+        return write(stream)
 
 
 def print_id(args: argparse.Namespace, manifest_id: bytes) -> None:

@@ -12,8 +12,8 @@ from mkmeta.cli.manifest_output import add_output_argument, print_id, write_mani
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, UsageError, printable
-from mkmeta.trees.assembly import Source
 from mkmeta.trees.merge import Conflict, MergeReport, merge
+from mkmeta.trees.recorded import Source
 
 _DESCRIPTION = """\
 Puts manifests of one volume together, such as shards of a scan that ran on several machines. Where they have facts,

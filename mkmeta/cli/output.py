@@ -10,7 +10,7 @@ import sys
 
 from mkmeta.errors import MkmetaError, path_fields
 
-__all__ = ["emit", "human_bytes", "note", "path_fields", "report_error"]
+__all__ = ["emit", "note", "path_fields", "report_error"]
 
 
 def emit(message_type: str, **fields: object) -> None:
@@ -31,13 +31,3 @@ def report_error(error: MkmetaError, *, as_json: bool) -> None:
     note(f"mkmeta: {error}")
     if error.hint:
         note(f"mkmeta: {error.hint}")
-
-
-def human_bytes(count: int) -> str:
-    """A number of bytes with a binary unit: `1.5 MiB`."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1024:
-            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} EiB"

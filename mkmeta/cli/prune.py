@@ -11,8 +11,8 @@ from mkmeta.cli.manifest_output import add_output_argument, print_id, write_mani
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, printable
-from mkmeta.trees.assembly import Source
 from mkmeta.trees.prune import PruneReport, prune
+from mkmeta.trees.recorded import Source
 
 _DESCRIPTION = """\
 Takes what matches out of a manifest, with everything below it: through a layer of the result it shows from the volume,

@@ -9,14 +9,13 @@ import sys
 import time
 from typing import Any, BinaryIO
 
-from mkmeta.cli.output import emit, human_bytes, note, path_fields
+from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.errors import ExitCode, UsageError, printable, reason
-from mkmeta.manifest.output import atomic_output
+from mkmeta.errors import ExitCode, UsageError, human_bytes, printable, reason
+from mkmeta.manifest.output import atomic_output, spooled_output
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.model import DigestName
-from mkmeta.scanner.records import Counts
+from mkmeta.model import Counts, DigestName, HardLinks
 from mkmeta.scanner.scan import OnError, ScanOptions, ScanReport, scan
 from mkmeta.workers import available_processors
 
@@ -149,6 +148,13 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="what to do about something that cannot be recorded: leave out its subtree and finish the rest "
         "(the default), or stop there and write nothing",
     )
+    how.add_argument(
+        "--hard-links",
+        choices=[str(choice) for choice in HardLinks],
+        default=None,
+        help="which names of one inode stay one in the layer: those within one recorded subtree (the default), so that "
+        "a release can be deleted without another's files; or all, also across subtrees",
+    )
     parser.set_defaults(run=run)
 
 
@@ -176,6 +182,9 @@ def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptio
         raise UsageError("the pattern files hold no pattern", hint="leave out --select-from to record everything")
     given: dict[str, Any] = {"select": select, "hide": tuple(args.hide), "drop_xattrs": tuple(args.drop_xattr)}
     digests = args.digest
+    hard_links = HardLinks(args.hard_links) if args.hard_links else HardLinks.SUBTREE
+    if base is not None and args.hard_links is None:
+        hard_links = base.info.hard_links
     if base is not None:
         given = {name: value or getattr(base.info, name) for name, value in given.items()}
         digests = tuple(base.root.digests) if digests is None else digests
@@ -183,6 +192,7 @@ def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptio
         root=args.root,
         **given,
         digests=tuple(DigestName) if digests is None else digests,
+        hard_links=hard_links,
         workers=args.jobs,
         on_error=OnError(args.on_error),
         base=base,
@@ -193,7 +203,8 @@ def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptio
 
 def _run(args: argparse.Namespace, options: ScanOptions, *, to_stdout: bool) -> ScanReport:
     if to_stdout:
-        return _scan(args, options, sys.stdout.buffer)
+        with spooled_output(sys.stdout.buffer) as stream:
+            return _scan(args, options, stream)
     _check_outside(args.output, args.root)
     with atomic_output(args.output) as stream:
         return _scan(args, options, stream)
@@ -238,6 +249,7 @@ def _show(args: argparse.Namespace, report: ScanReport, seconds: float, to_stdou
             entries=report.entries,
             seconds=round(seconds, 3),
             left_out=len(report.left_out),
+            base_trusted=not report.base_is_from_the_future,
             **counts._asdict(),
         )
         return
@@ -245,6 +257,8 @@ def _show(args: argparse.Namespace, report: ScanReport, seconds: float, to_stdou
         note(f"left out: {printable(path)}: {why}")
     for pattern in report.unmatched:
         note(f"matched nothing: {printable(pattern)}")
+    if report.base_is_from_the_future:
+        note("not trusted: the base, which a clock that was ahead made later than now; everything was read again")
     if not args.quiet:
         for line in _summary(report, seconds):
             note(line)

@@ -9,9 +9,10 @@ from typing import Final
 
 from mkmeta.cli.entries import utc
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
-from mkmeta.cli.output import emit, human_bytes, path_fields
+from mkmeta.cli.output import emit, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.errors import ExitCode, printable
+from mkmeta.errors import ExitCode, human_bytes, printable
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Directory, DirectoryKind, Node, type_name
 
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Shows."""
     with open_manifest(args.manifest) as reader:
         if args.check:
-            reader.check()
+            check(reader)
         if args.json:
             _emit(reader, args.check)
         else:
@@ -71,7 +72,7 @@ def subtrees(reader: ManifestReader) -> Iterator[tuple[bytes, Node]]:
 
 
 def _entries(reader: ManifestReader, path: bytes, directory: Directory) -> Iterator[tuple[bytes, Node]]:
-    for name, node in reader.directory(directory, path):
+    for name, node in reader.entries(directory, path):
         yield (path + b"/" + name if path else name), node
 
 

@@ -12,15 +12,17 @@ from typing import Final
 
 from mkmeta.cli.layer_argument import FoundLayer
 from mkmeta.cli.manifest_argument import open_manifest
-from mkmeta.cli.output import emit, human_bytes, note, path_fields
+from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.compiler.plan import ID_XATTRS, Plan
-from mkmeta.errors import ExitCode, UsageError, printable
+from mkmeta.errors import ExitCode, UsageError, human_bytes, printable
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.manifest.walk import WORKERS_MAX
+from mkmeta.overlay_xattrs import TRUSTED, USER
+from mkmeta.plan import Plan
 from mkmeta.verifier.data import Sample
 from mkmeta.verifier.findings import Finding, Findings, Side
-from mkmeta.verifier.verify import JOBS_MAX, VerifyOptions, verify
+from mkmeta.verifier.verify import Verified, VerifyOptions, verify
 
 _SHOWN: Final = 10  # findings of one subtree, without --all: enough to see what sort they are
 _VOLUME_JOBS: Final = 8  # processes that wait for a file server most of the time
@@ -31,8 +33,10 @@ included, every hard link; nothing may be missing and nothing may be more. Nothi
 
 With --lower, compares the volume with the manifest as well, without reading data: releases are assumed never to change
 once they are published, and this says which did, and how. New names count in directories that were recorded completely,
-where mounts of the layer hide them. With --data, also compares the data of files with the recorded digests: with what
-the filesystem itself keeps where it has fs-verity, by reading everywhere else.
+where mounts of the layer hide them. A file that was replaced by its like is known by its inode number, unless the
+volume is a copy of what was scanned, or its filesystem makes such numbers up: then a word says so. With --data, also
+compares the data of files with the recorded digests: with what the filesystem itself keeps where it has fs-verity, by
+reading everywhere else.
 """
 
 _EPILOG = """\
@@ -113,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             plan=plan,
             lower=args.lower,
             data=Sample(args.sample if args.sample is not None else 1.0, args.seed or b"") if args.data else None,
-            layer_jobs=args.jobs or min(JOBS_MAX, len(os.sched_getaffinity(0))),
+            layer_jobs=args.jobs or min(WORKERS_MAX, len(os.sched_getaffinity(0))),
             volume_jobs=args.jobs or _VOLUME_JOBS,
         )
         total = reader.root.directory.entries * (2 if args.lower is not None else 1)
@@ -122,15 +126,16 @@ def run(args: argparse.Namespace) -> int:
             def progress(done: int, _total: int) -> None:
                 line.update(done, f"{findings.count} findings" if findings.count else "")
 
-            counts = verify(reader, options, findings, progress)
+            verified = verify(reader, options, findings, progress)
         subtrees = _emit(findings) if args.json else _print(findings, shown=None if args.all else _SHOWN)
         seconds = time.monotonic() - started
         if args.json:
-            _emit_summary(reader, counts, findings.count, subtrees, seconds)
+            _emit_summary(reader, verified, findings.count, subtrees, seconds)
         elif not args.quiet:
             if found.generation is not None and found.generation.written:
                 note(f"note: generation {found.generation.number} was mounted writable: it may differ since")
-            note(_summary(counts, findings.count, subtrees, seconds, args))
+            _note_doubts(verified, args)
+            note(_summary(verified.counts, findings.count, subtrees, seconds, args))
     return int(ExitCode.DIFFERENT if findings.count else ExitCode.DONE)
 
 
@@ -159,12 +164,11 @@ def _plan(args: argparse.Namespace, found: FoundLayer) -> Plan:
 
 def _has_user_id(layer: bytes) -> bool:
     """Whether the root of a layer carries its ID in the `user.` namespace only."""
-    trusted, user = ID_XATTRS
     try:
         names = [os.fsencode(name) for name in os.listxattr(layer)]
     except OSError:
         return False
-    return user in names and trusted not in names
+    return USER.manifest_id in names and TRUSTED.manifest_id not in names
 
 
 def _manifest(args: argparse.Namespace, found: FoundLayer) -> ManifestReader:
@@ -207,7 +211,8 @@ def _emit(findings: Findings) -> int:
     return subtrees
 
 
-def _emit_summary(reader: ManifestReader, counts: Counter[str], findings: int, subtrees: int, seconds: float) -> None:
+def _emit_summary(reader: ManifestReader, verified: Verified, findings: int, subtrees: int, seconds: float) -> None:
+    counts = verified.counts
     emit(
         "summary",
         id=reader.id.hex(),
@@ -215,11 +220,26 @@ def _emit_summary(reader: ManifestReader, counts: Counter[str], findings: int, s
         subtrees=subtrees,
         layer=counts["layer"],
         volume=counts["volume"],
+        touched=counts["touched"],
+        unproven=verified.unproven,
         read=counts["read"],
         measured=counts["measured"],
         bytes=counts["bytes"],
         seconds=round(seconds, 3),
     )
+
+
+def _note_doubts(verified: Verified, args: argparse.Namespace) -> None:
+    """Says what of the volume could not be told, or is no finding and worth a word."""
+    if verified.unproven is not None:
+        note(f"note: a file that was replaced by another with the same attributes is not noticed: {verified.unproven}")
+    touched = verified.counts["touched"]
+    if touched:
+        cure = "their data was compared" if args.data else "mkmeta verify --data compares their data"
+        note(
+            f"note: {touched:,} entries of the volume have another change time and are else as recorded: linked, "
+            f"restored, or written to with their mtime put back; {cure}"
+        )
 
 
 def _summary(counts: Counter[str], findings: int, subtrees: int, seconds: float, args: argparse.Namespace) -> str:
@@ -241,6 +261,6 @@ def _share(text: str) -> float:
 
 
 def _jobs(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= JOBS_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {JOBS_MAX}")
+    if not text.isdecimal() or not 1 <= int(text) <= WORKERS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {WORKERS_MAX}")
     return int(text)

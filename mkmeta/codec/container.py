@@ -16,9 +16,8 @@ MAGIC: Final = b"\x89MKM\r\n\x1a\n"
 END_MAGIC: Final = MAGIC[::-1]
 VERSION: Final = 1
 FRAME_TARGET: Final = 256 << 10  # bytes a writer puts in a frame before it closes it; a longer object has its own
-FRAME_SIZE_MAX: Final = 64 << 20  # bytes, decompressed
-FRAME_COMPRESSED_MAX: Final = 65 << 20  # bytes in the file: what zstd can make of a frame that does not compress
-INFO_SIZE_MAX: Final = 16 << 20  # bytes
+FRAME_SIZE_MAX: Final = 4 << 20  # bytes, decompressed
+FRAME_COMPRESSED_MAX: Final = FRAME_SIZE_MAX + (64 << 10)  # bytes in the file: what zstd makes of incompressible ones
 
 HEADER = struct.Struct("<8sIIII8s")
 FRAME_ROW = struct.Struct("<QII")

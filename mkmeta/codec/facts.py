@@ -2,64 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from operator import sub
+from typing import Final
 
 from mkmeta.codec.container import Location
-from mkmeta.codec.packing import PackingError, RecordUnpacker, pack
+from mkmeta.codec.packing import PackingError, RecordUnpacker, array_header, pack, unpack
 from mkmeta.errors import FormatError
+from mkmeta.model import STORED_COUNTS, Counts
+
+FACTS_SIZE_MAX: Final = 512 << 10  # bytes of one record: a page has 20,000 entries at most, each takes some 20
 
 _MODULUS = 2**64
 _HALF = 2**63
+_NLINK_MAX = 2**32 - 1
+_COUNTS_MAX = 64  # a later mkmeta may count more
+_SHORTEST = 4  # the longest array in facts of a page without entries
+COUNT_MAX: Final = 2**64 - 1  # stands for any greater number too: sizes of sparse files add up to more
+
+
+@dataclass(frozen=True, slots=True)
+class PageFacts:
+    """Per entry of one page, in entry order."""
+
+    inodes: list[int]
+    change_times: list[int]  # ns since the epoch, modulo 2**64 as a signed integer
+    children: list[Location | None] = field(default_factory=list)  # of the entries that are directories; None: unknown
+    linked: Mapping[int, int] = field(default_factory=dict)  # number in the page: names of the inode, where several
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Per entry of one directory, in entry order."""
+    """Of a directory."""
 
-    inodes: list[int]
-    change_times: list[int]  # ns since the epoch, modulo 2**64 as a signed integer
-    children: list[Location | None]  # of the entries that are directories; None: nothing known
-
-
-def encode_columns(inodes: Sequence[int], change_times: Sequence[int]) -> bytes:
-    """The first two of a record's three arrays: what is known before the children are."""
-    return _pack_differences(inodes) + _pack_differences(change_times)
+    counts: Counts
+    pages: list[PageFacts] | list[Location]  # those of its only page, or the places of several
 
 
-def encode_facts(columns: bytes, children: Iterable[Location | None]) -> bytes:
-    """A facts record from `encode_columns` and the places of the children's facts."""
-    return b"\x93" + columns + pack(list(children))
+def encode_page_facts(facts: PageFacts) -> bytes:
+    """The facts of a page."""
+    positions = list(facts.linked)
+    linked = [
+        number
+        for position, before in zip(positions, [0, *positions], strict=False)
+        for number in (position - before, facts.linked[position])
+    ]
+    return b"".join(
+        (
+            _ARRAY_OF_FOUR,
+            _pack_differences(facts.inodes),
+            _pack_differences(facts.change_times),
+            pack(facts.children),
+            pack(linked),
+        )
+    )
 
 
-def decode_facts(data: bytes, where: str, *, entries: int) -> Facts:
-    """The facts record of a directory with this many entries. Raises FormatError on anything else.
+def encode_facts(counts: Iterable[int], pages: bytes | Sequence[Location]) -> bytes:
+    """A facts record: `pages` are the facts of an only page, or the places of several."""
+    stored = pack([min(count, COUNT_MAX) for count in islice(counts, STORED_COUNTS)])
+    return array_header(2) + stored + (array_header(1) + pages if isinstance(pages, bytes) else pack(list(pages)))
 
-    A record that claims more is refused before memory is taken for it: compressed, a lie costs next to nothing.
+
+def decode_facts(data: bytes, where: str, *, pages: int, entries: int) -> Facts:
+    """The facts record of a directory with so many pages, the first of which has so many entries.
+
+    Raises FormatError on anything else.
     """
+    record = _unpacked(data, where, max(_COUNTS_MAX, pages, 2 * entries))
+    if type(record) is not list or len(record) != 2:
+        raise FormatError(f"{where}: not two arrays")
+    counts, found = record
+    if type(found) is not list or len(found) != pages:
+        raise FormatError(f"{where}: not {pages} pages")
+    if pages == 1:
+        return Facts(_counts(counts, where), [_page(found[0], where, entries)])
+    places = [_location(value, where) for value in found]
+    there = [place for place in places if place is not None]
+    if len(there) != pages:
+        raise FormatError(f"{where}: bad place of a page")
+    return Facts(_counts(counts, where), there)
+
+
+def decode_page_facts(data: bytes, where: str, *, entries: int) -> PageFacts:
+    """The record of one of several pages, which has so many entries."""
+    return _page(_unpacked(data, where, max(_SHORTEST, 2 * entries)), where, entries)
+
+
+def decode_counts(data: bytes, where: str) -> Counts:
+    """The counts alone, of a directory whose pages are of no interest and are not looked at."""
     try:
         record = RecordUnpacker(data)
-        if record.array() != 3:
-            raise FormatError(f"{where}: not three arrays")
-        columns = []
-        for _ in range(3):
-            length = record.array()
-            if length > entries:
-                raise FormatError(f"{where}: {length} elements for {entries} entries")
-            columns.append(record.values(length))
-        record.end()
+        if record.array() != 2:
+            raise FormatError(f"{where}: not two arrays")
+        length = record.array()
+        return _counts(record.values(length) if length <= _COUNTS_MAX else None, where)
     except PackingError as error:
         raise FormatError(f"{where}: not valid msgpack: {error}") from None
-    inodes, change_times, children = _integers(columns[0], where), _integers(columns[1], where), columns[2]
+
+
+def _unpacked(data: bytes, where: str, longest: int) -> object:
+    try:
+        return unpack(data, longest=longest)
+    except PackingError as error:
+        raise FormatError(f"{where}: not valid msgpack: {error}") from None
+
+
+def _counts(counts: object, where: str) -> Counts:
+    if type(counts) is not list or not STORED_COUNTS <= len(counts) <= _COUNTS_MAX:
+        raise FormatError(f"{where}: no array of counts")
+    if set(map(type, counts)) != {int} or min(counts) < 0:  # msgpack has none above 2**64 - 1
+        raise FormatError(f"{where}: a count is not an unsigned 64-bit integer")
+    return Counts(*counts[:STORED_COUNTS])
+
+
+def _page(page: object, where: str, entries: int) -> PageFacts:
+    if type(page) is not list or len(page) != 4 or set(map(type, page)) != {list}:
+        raise FormatError(f"{where}: not four arrays")
+    inodes, change_times, children, linked = page
     if not len(inodes) == len(change_times) == entries:
         raise FormatError(f"{where}: {len(inodes)} inode numbers, {len(change_times)} times for {entries} entries")
-    return Facts(
-        inodes=_unsigned(_sums(inodes)),
-        change_times=_sums(change_times),
+    return PageFacts(
+        inodes=_unsigned(_sums(_integers(inodes, where))),
+        change_times=_sums(_integers(change_times, where)),
         children=[_location(child, where) for child in children],
+        linked=_linked(_integers(linked, where), where, entries) if linked else {},
     )
+
+
+def _linked(column: list[int], where: str, entries: int) -> dict[int, int]:
+    positions, nlinks = list(accumulate(column[::2])), column[1::2]
+    if (
+        len(positions) != len(nlinks)
+        or min(column[2::2], default=1) < 1
+        or not 0 <= positions[0] <= positions[-1] < entries
+        or not 2 <= min(nlinks) <= max(nlinks) <= _NLINK_MAX
+    ):
+        raise FormatError(f"{where}: bad numbers of names")
+    return dict(zip(positions, nlinks, strict=True))
 
 
 def _integers(column: list[object], where: str) -> list[int]:
@@ -73,7 +155,7 @@ def _location(value: object, where: str) -> Location | None:
     if value is None:
         return None
     if type(value) is not list or len(value) != 3 or not all(type(n) is int and 0 <= n < 2**32 for n in value):
-        raise FormatError(f"{where}: bad place of a child")
+        raise FormatError(f"{where}: bad place")
     return Location(*value)
 
 
@@ -97,3 +179,6 @@ def _sums(differences: Sequence[int]) -> list[int]:
     if not values or (min(values) >= -_HALF and max(values) < _HALF):
         return values
     return list(accumulate(differences, lambda total, difference: _signed(total + difference)))
+
+
+_ARRAY_OF_FOUR = array_header(4)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+from mkmeta.codec.facts import COUNT_MAX
 from mkmeta.codec.packing import PackingError, RecordUnpacker, pack
 from mkmeta.errors import FormatError, printable
+from mkmeta.model import HardLinks
+
+INFO_SIZE_MAX: Final = 4 << 20  # bytes
+ROWS_MAX: Final = 65_536  # of each array: what a row costs a reader is some 50 times its bytes
+_COUNTS_MAX: Final = 4096
+_ROOT_MAX: Final = 4095  # bytes; PATH_MAX less its NUL
 
 _T = TypeVar("_T")
 
@@ -22,6 +29,7 @@ class Info:
     select: tuple[bytes, ...] = ()
     hide: tuple[bytes, ...] = ()
     drop_xattrs: tuple[bytes, ...] = ()  # optional in the record
+    hard_links: HardLinks = HardLinks.SUBTREE  # optional in the record
     left_out: tuple[tuple[bytes, str], ...] = ()  # (path, reason)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -36,8 +44,9 @@ def encode_info(info: Info) -> bytes:
             "select": list(info.select),
             "hide": list(info.hide),
             **({"drop_xattrs": list(info.drop_xattrs)} if info.drop_xattrs else {}),
+            **({"hard_links": str(info.hard_links)} if info.hard_links is not HardLinks.SUBTREE else {}),
             "left_out": [list(item) for item in info.left_out],
-            "counts": {name: min(count, 2**64 - 1) for name, count in info.counts.items()},
+            "counts": {name: min(count, COUNT_MAX) for name, count in info.counts.items()},
         }
     )
 
@@ -60,7 +69,7 @@ def decode_info(data: bytes) -> Info:
         record.end()
     except PackingError as error:
         raise FormatError(f"info record: not valid msgpack: {error}") from None
-    for key in _READERS.keys() - {"drop_xattrs"}:
+    for key in _READERS.keys() - {"drop_xattrs", "hard_links"}:
         if key not in fields:
             raise FormatError(f"info record: {key!r} is missing")
     return Info(**fields)
@@ -70,13 +79,34 @@ def _scalar(kind: type[_T]) -> Callable[[RecordUnpacker, str], _T]:
     return lambda record, key: _typed(record.value(), kind, key)
 
 
+def _root(record: RecordUnpacker, key: str) -> bytes:
+    root = _typed(record.value(), bytes, key)
+    if not 1 <= len(root) <= _ROOT_MAX or root[:1] != b"/" or 0 in root:
+        raise FormatError(f"info record: {key!r} is no absolute path of at most {_ROOT_MAX} bytes")
+    return root
+
+
+def _hard_links(record: RecordUnpacker, key: str) -> HardLinks:
+    value = _typed(record.value(), str, key)
+    if value not in list(HardLinks):
+        raise FormatError(f"info record: {key!r} is '{printable(value.encode())}', which this mkmeta does not know")
+    return HardLinks(value)
+
+
+def _rows(record: RecordUnpacker, key: str) -> list[object]:
+    count = record.array()
+    if count > ROWS_MAX:
+        raise FormatError(f"info record: {key!r} has {count} elements, more than {ROWS_MAX}")
+    return record.values(count)
+
+
 def _byte_strings(record: RecordUnpacker, key: str) -> tuple[bytes, ...]:
-    return tuple(_typed(value, bytes, key) for value in record.values(record.array()))
+    return tuple(_typed(value, bytes, key) for value in _rows(record, key))
 
 
 def _left_out(record: RecordUnpacker, key: str) -> tuple[tuple[bytes, str], ...]:
     rows = []
-    for row in record.values(record.array()):
+    for row in _rows(record, key):
         match row:
             case [bytes(path), str(reason)]:
                 rows.append((path, reason))
@@ -86,7 +116,10 @@ def _left_out(record: RecordUnpacker, key: str) -> tuple[tuple[bytes, str], ...]
 
 
 def _counts(record: RecordUnpacker, key: str) -> dict[str, int]:
-    return {_typed(record.value(), str, key): _typed(record.value(), int, key) for _ in range(record.map())}
+    pairs = record.map()
+    if pairs > _COUNTS_MAX:
+        raise FormatError(f"info record: {key!r} has {pairs} pairs, more than {_COUNTS_MAX}")
+    return {_typed(record.value(), str, key): _typed(record.value(), int, key) for _ in range(pairs)}
 
 
 def _typed(value: object, kind: type[_T], key: str) -> _T:
@@ -96,12 +129,13 @@ def _typed(value: object, kind: type[_T], key: str) -> _T:
 
 
 _READERS: dict[str, Callable[[RecordUnpacker, str], object]] = {
-    "root": _scalar(bytes),
+    "root": _root,
     "created": _scalar(int),
     "tool": _scalar(str),
     "select": _byte_strings,
     "hide": _byte_strings,
     "drop_xattrs": _byte_strings,
+    "hard_links": _hard_links,
     "left_out": _left_out,
     "counts": _counts,
 }

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgpack
+
+_SHORT_ARRAY: Final = 64  # elements: twice as many as the fields of an entry and all xattrs that are ever seen
+_DEPTH: Final = 2  # of long arrays: an entry, and its xattrs
+_LONG_ARRAYS: Final = (0xDC, 0xDD)  # first bytes
 
 _T = TypeVar("_T")
 _packer = msgpack.Packer(use_bin_type=True)
@@ -31,13 +35,13 @@ def array_header(count: int) -> bytes:
     return header
 
 
-def unpack(data: bytes | memoryview) -> object:
-    """The one value `data` consists of. Raises PackingError.
+def unpack(data: bytes | memoryview, *, longest: int = -1) -> object:
+    """The one value `data` consists of, in which no array has more elements than `longest`. Raises PackingError.
 
-    For bytes of our own making: nested arrays of hostile bytes may claim far more memory than they fill.
+    Hostile bytes take some 64 times their size, and 8 bytes for each element of a thousand arrays in one another.
     """
     try:
-        value: object = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0)
+        value: object = msgpack.unpackb(data, raw=False, max_array_len=longest, max_map_len=0, max_ext_len=0)
     except _FAILURES as error:
         raise _packing_error(error) from None
     return value
@@ -94,21 +98,49 @@ class RecordUnpacker:
             raise _packing_error(error) from None
 
 
-def unpack_sequence(data: memoryview, *, max_bin_len: int, max_array_len: int) -> Iterator[object]:
-    """The values `data` consists of, one after the other, without maps and extension types. Raises PackingError."""
-    unpacker = _sequence_unpacker(data, max_bin_len, max_array_len)
-    try:
-        while unpacker.tell() < len(data):
-            yield unpacker.unpack()
-    except _FAILURES as error:
-        raise _packing_error(error) from None
+def element_ends(data: memoryview | bytes | bytearray) -> Iterator[int]:
+    """Where each of the values that `data` consists of ends. For bytes of our own making, or decoded before."""
+    unpacker = msgpack.Unpacker(max_buffer_size=max(len(data), 1))
+    unpacker.feed(data)
+    end = 0
+    while end < len(data):
+        unpacker.skip()
+        end = unpacker.tell()
+        yield end
 
 
 def unpack_elements(data: memoryview, count: int, *, max_bin_len: int, max_array_len: int) -> list[object]:
-    """The `count` values `data` consists of, all at once; otherwise like `unpack_sequence`."""
-    unpacker = _sequence_unpacker(data, max_bin_len, max_array_len)
+    """The `count` values `data` consists of, without maps and extension types. Raises PackingError.
+
+    Arrays of more than 64 elements may only be values themselves, or elements of such. The library takes memory for
+    what arrays claim, and for a thousand in one another at once: it never sees a longer one.
+    """
     try:
-        elements = list(islice(unpacker, count))
+        return _unpack_elements(data, count, max_bin_len, lambda unpacker: list(islice(unpacker, count)))
+    except PackingError:
+        return _unpack_elements(
+            data,
+            count,
+            max_bin_len,
+            lambda unpacker: [_element(unpacker, data, _DEPTH, max_array_len) for _ in range(count)],
+        )
+
+
+def _unpack_elements(
+    data: memoryview, count: int, max_bin_len: int, take: Callable[[Any], list[object]]
+) -> list[object]:
+    unpacker = msgpack.Unpacker(
+        raw=False,
+        max_buffer_size=max(len(data), 1),
+        max_str_len=64,
+        max_bin_len=max_bin_len,
+        max_array_len=_SHORT_ARRAY,
+        max_map_len=0,
+        max_ext_len=0,
+    )
+    unpacker.feed(data)
+    try:
+        elements = take(unpacker)
     except _FAILURES as error:
         raise _packing_error(error) from None
     if len(elements) != count or unpacker.tell() != len(data):
@@ -116,22 +148,20 @@ def unpack_elements(data: memoryview, count: int, *, max_bin_len: int, max_array
     return elements
 
 
-def _sequence_unpacker(data: memoryview, max_bin_len: int, max_array_len: int) -> Any:
-    unpacker = msgpack.Unpacker(
-        raw=False,
-        max_buffer_size=max(len(data), 1),
-        max_str_len=64,
-        max_bin_len=max_bin_len,
-        max_array_len=max_array_len,
-        max_map_len=0,
-        max_ext_len=0,
-    )
-    unpacker.feed(data)
-    return unpacker
+def _element(unpacker: Any, data: memoryview, depth: int, max_array_len: int) -> object:
+    """The next value; one that is an array, element by element, down to a depth."""
+    at = unpacker.tell()
+    if not depth or at == len(data) or not (0x90 <= data[at] <= 0x9F or data[at] in _LONG_ARRAYS):
+        return unpacker.unpack()
+    length = unpacker.read_array_header()
+    if length > max_array_len:
+        raise PackingError(f"an array of {length} elements")
+    return [_element(unpacker, data, depth - 1, max_array_len) for _ in range(length)]
 
 
 def _packing_error(error: Exception) -> PackingError:
-    return PackingError("ends early" if isinstance(error, msgpack.OutOfData) else str(error) or "malformed")
+    cut = isinstance(error, msgpack.OutOfData) or "incomplete input" in str(error)
+    return PackingError("ends early" if cut else str(error) or "malformed")
 
 
 _FAILURES = (ValueError, TypeError, OverflowError, msgpack.UnpackException)

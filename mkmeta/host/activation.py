@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from mkmeta.compiler.sharing import is_shared
-from mkmeta.compiler.staging import layer_id
 from mkmeta.errors import MountError, NoGenerationError, NotActiveError, RefusedError, StoreError, UsageError, printable
 from mkmeta.linux.mount import MountFlags
 from mkmeta.linux.mountinfo import Mount, mount_of, mounts, namespace_mounts
@@ -18,11 +16,13 @@ from mkmeta.linux.process import ending_signals_held
 from mkmeta.mounts.live import LiveMount, layers_of
 from mkmeta.mounts.overlay import closing
 from mkmeta.mounts.probe import probe
-from mkmeta.mounts.profile import EXTRA_OPTIONS, SHORT_ID_DIGITS, Plan, Profile, Verity
+from mkmeta.mounts.profile import EXTRA_OPTIONS, SHORT_ID_DIGITS, MountPlan, Profile, Verity
 from mkmeta.mounts.run import RunDirectory
 from mkmeta.mounts.switch import made, place, remove, settle
 from mkmeta.mounts.users import command_of, held_on_overlays
 from mkmeta.mounts.verity_check import unverified_file
+from mkmeta.sinks.directory.sharing import is_shared
+from mkmeta.sinks.directory.staging import layer_id
 from mkmeta.store.lock import held
 from mkmeta.store.store import Generation, Store
 
@@ -267,7 +267,7 @@ def _mount(
     return profile
 
 
-def _checked_plan(request: Request, generation: Generation, lower: bytes) -> Plan:
+def _checked_plan(request: Request, generation: Generation, lower: bytes) -> MountPlan:
     """Raises RefusedError for what would be mounted, and show wrong data."""
     about = generation.about()
     if generation.written and request.profile is not Profile.UPPER:
@@ -306,7 +306,7 @@ def _checked_plan(request: Request, generation: Generation, lower: bytes) -> Pla
                 path=plain,
                 hint="NFS has none; enable it on the volume's files, or leave --verity away",
             )
-    return Plan(
+    return MountPlan(
         profile=request.profile or Profile.NESTED,  # until the kernel has been asked
         layer=generation.layer,
         lower=lower,

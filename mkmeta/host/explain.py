@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
 
-from mkmeta.compiler.inspection import inode_differences
-from mkmeta.compiler.plan import Plan
 from mkmeta.errors import printable, reason
 from mkmeta.host.costs import PROFILES, Costs, Served, costs
 from mkmeta.manifest.reader import ManifestReader
@@ -16,12 +14,14 @@ from mkmeta.model import Directory, DirectoryKind, Entry, LinkRow, Node, Regular
 from mkmeta.mounts.live import LiveMount
 from mkmeta.mounts.profile import Profile
 from mkmeta.pattern import Patterns
+from mkmeta.plan import Plan
+from mkmeta.sinks.directory.inspection import inode_differences
 
 _LINKS_SHOWN: Final = 10  # names of one inode
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Ancestor:
     """A recorded directory on the way to a path."""
 
     path: bytes  # empty: the root
@@ -42,7 +42,7 @@ class Explanation:
     path: bytes
     served: Served
     why: str
-    way: tuple[Step, ...]
+    way: tuple[Ancestor, ...]
     node: Node | None = None  # what is recorded there
     subtree: bytes | None = None  # the selected subtree it is in
     patterns: tuple[bytes, ...] = ()  # that selected the subtree
@@ -120,9 +120,9 @@ def seen(live: LiveMount, explanation: Explanation) -> str:
     return f"{what}, {'; '.join(different) if different else 'as recorded'}"
 
 
-def _follow(reader: ManifestReader, path: bytes) -> tuple[list[Step], Node | None, Blocked | None]:
+def _follow(reader: ManifestReader, path: bytes) -> tuple[list[Ancestor], Node | None, Blocked | None]:
     """The directories on the way, what is recorded at the end, and why nothing can be there when that is certain."""
-    way = [Step(b"", reader.root.directory)]
+    way = [Ancestor(b"", reader.root.directory)]
     if not path:
         return way, reader.root.directory, None
     names = path.split(b"/")
@@ -136,7 +136,7 @@ def _follow(reader: ManifestReader, path: bytes) -> tuple[list[Step], Node | Non
             return way, None, Blocked(why, above)
         if not isinstance(node, Directory):
             return way, None, Blocked(f"{printable(above)} is a {type_name(node.mode)}: nothing can be below it", None)
-        way.append(Step(above, node))
+        way.append(Ancestor(above, node))
     return way, reader.find(path), None
 
 
@@ -154,7 +154,7 @@ def _recorded(node: Node) -> tuple[Served, str]:
 
 
 def _not_recorded(
-    reader: ManifestReader, path: bytes, last: Step, selected: bytes | None, left_out: tuple[bytes, str] | None
+    reader: ManifestReader, path: bytes, last: Ancestor, selected: bytes | None, left_out: tuple[bytes, str] | None
 ) -> tuple[Served, str]:
     where = f"{printable(last.path)}/" if last.path else "the root"
     if last.directory.kind is DirectoryKind.MERGE:
@@ -174,7 +174,7 @@ def _not_recorded(
     return Served.ABSENT, f"{where} was recorded completely, and {told}: no such file, without asking the volume"
 
 
-def _subtree(way: list[Step], path: bytes, node: Node | None) -> bytes | None:
+def _subtree(way: list[Ancestor], path: bytes, node: Node | None) -> bytes | None:
     for step in way:
         if step.directory.kind is DirectoryKind.OPAQUE:
             return step.path
@@ -204,7 +204,7 @@ def _left_out(reader: ManifestReader, subtree: bytes) -> tuple[bytes, str] | Non
     return None
 
 
-def _costs(path: bytes, served: Served, way: list[Step], depth: int) -> dict[str, Costs]:
+def _costs(path: bytes, served: Served, way: list[Ancestor], depth: int) -> dict[str, Costs]:
     skeleton = sum(step.directory.kind is DirectoryKind.MERGE for step in way) - 1  # the root is there already
     above = path.count(b"/")
     return {profile: costs(profile, served, depth=depth, above=above, skeleton=skeleton) for profile in PROFILES}
@@ -225,4 +225,4 @@ def _links(reader: ManifestReader, path: bytes) -> tuple[tuple[bytes, ...], int]
 def _redirect(plan: Plan, primary: bytes, node: Node) -> bytes:
     above, _, name = primary.rpartition(b"/")
     (planned,) = plan.children(above, [Entry(name, node)])
-    return dict(planned.xattrs)[plan.namespace + b"redirect"]
+    return dict(planned.xattrs)[plan.names.redirect]

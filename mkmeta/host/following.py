@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from mkmeta.compiler.build import BuildOptions
+from mkmeta.build import BuildOptions
 from mkmeta.errors import MountError, RefusedError, StoreError, printable, reason
 from mkmeta.host.activation import Action, Activated, Note, Request, activate, store_of
 from mkmeta.linux.mountinfo import mounts

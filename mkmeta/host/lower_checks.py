@@ -20,7 +20,7 @@ from mkmeta.linux.mount import leave_mount_namespace, mount
 from mkmeta.linux.mountinfo import Mount, mount_of, mount_points_below, mounts
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.linux.verity import measure_verity
-from mkmeta.mounts.profile import Plan, Profile
+from mkmeta.mounts.profile import MountPlan, Profile
 from mkmeta.mounts.run import RunDirectory
 from mkmeta.mounts.switch import made
 
@@ -196,7 +196,7 @@ class LowerChecks:
         wrong: dict[Profile, str] = {}
         tried = [profile for profile in (Profile.NESTED, Profile.MERGE) if profile in self.profiles]
         for profile in tried:
-            plan = Plan(
+            plan = MountPlan(
                 profile=profile,
                 layer=self.scratch + b"/layer",
                 lower=os.path.realpath(self.path),

@@ -6,7 +6,6 @@ import contextlib
 import os
 from dataclasses import dataclass
 
-from mkmeta.compiler.staging import layer_id
 from mkmeta.digest import ObjectId
 from mkmeta.errors import MkmetaError, StoreError, printable, reason
 from mkmeta.host.activation import store_of
@@ -15,6 +14,7 @@ from mkmeta.mounts.live import LiveMount, live_at, live_mounts
 from mkmeta.mounts.overlay import closing
 from mkmeta.mounts.profile import Profile
 from mkmeta.mounts.users import Held, command_of, held_on_overlays, is_of_layer, witness_of
+from mkmeta.sinks.directory.staging import layer_id
 from mkmeta.store.store import Generation, Store
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from mkmeta.codec.metacopy import REDIRECT_MAX, encode_metacopy
-from mkmeta.compiler.diagnosis import Diagnosis
 from mkmeta.digest import VerityDigest
 from mkmeta.errors import StoreError, reason
 from mkmeta.host.finding import Check, Finding, failure, note, ok, warning
 from mkmeta.linux.filesystem import filesystem_type
+from mkmeta.overlay_xattrs import overlay_xattrs
+from mkmeta.sinks.directory.diagnosis import Diagnosis
 from mkmeta.store.generation import GENERATIONS
 from mkmeta.store.removal import NEW
 from mkmeta.store.store import Store
@@ -131,21 +132,21 @@ class StoreChecks:
     def xattrs(self) -> Iterator[Finding]:
         """Whether the attributes of a layer fit, and what they cost."""
         place = self._existing
-        prefix = b"user.overlay." if self.userxattr else b"trusted.overlay."
+        names = overlay_xattrs(userxattr=self.userxattr)
         with _unnamed(place) as fd:
             before = os.fstat(fd).st_blocks
-            for name, value in ((b"metacopy", _METACOPY), (b"redirect", _REDIRECT)):
+            for name, value in ((names.metacopy, _METACOPY), (names.redirect, _REDIRECT)):
                 try:
-                    os.setxattr(fd, prefix + name, value)
+                    os.setxattr(fd, name, value)
                 except OSError as error:
-                    told = Diagnosis(fd).explain_xattr(error, place, prefix + name, len(value))
+                    told = Diagnosis(fd).explain_xattr(error, place, name, len(value))
                     hint = told.hint or "put the store on a local ext4, xfs, btrfs or tmpfs"
                     yield failure("store-xattrs", told.message, hint, place)
                     return
             spent = 512 * (os.fstat(fd).st_blocks - before)
             fstype = filesystem_type(fd)
-            longest = _longest(fd, prefix + b"redirect")
-        yield ok("store-xattrs", f"holds {prefix.decode()}* attributes", place)
+            longest = _longest(fd, names.redirect)
+        yield ok("store-xattrs", f"holds {names.prefix.decode()}* attributes", place)
         if longest < _ROOMY:
             yield note(
                 "store-xattr-room",

@@ -10,6 +10,7 @@ from mkmeta.linux.mountinfo import mount_behind, mounts
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _OVERLAYFS_SUPER_MAGIC = 0x794C7630  # linux/magic.h
+_MAGIC_BITS = 0xFFFFFFFF  # f_type is a signed long, and some numbers have their 32nd bit set
 _STATFS_LONGS = 64  # more than struct statfs has on any architecture; its first field, f_type, is a long
 
 
@@ -22,9 +23,14 @@ def filesystem_type(fd: int) -> str:
 
 
 def is_overlay(fd: int) -> bool:
-    """Whether what is open as `fd` is on overlayfs, mounted somewhere or not: f_type of fstatfs(2)."""
+    """Whether what is open as `fd` is on overlayfs, mounted somewhere or not."""
+    return filesystem_magic(fd) == _OVERLAYFS_SUPER_MAGIC
+
+
+def filesystem_magic(fd: int) -> int:
+    """f_type of fstatfs(2): one of the numbers in linux/magic.h, whatever the filesystem is called. Raises OSError."""
     buffer = (ctypes.c_long * _STATFS_LONGS)()
     if _libc.fstatfs(fd, buffer) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    return buffer[0] == _OVERLAYFS_SUPER_MAGIC
+    return buffer[0] & _MAGIC_BITS

@@ -17,9 +17,9 @@ def replacing(name: bytes, temporary: bytes, *, dir_fd: int) -> Iterator[BinaryI
     Mode 0666 less the umask. Until then it is called `temporary`, which must not exist; a killed process leaves it.
     Raises OSError.
     """
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=dir_fd)
     try:
-        with open(fd, "wb", buffering=_BUFFER_SIZE) as stream:
+        with open(fd, "w+b", buffering=_BUFFER_SIZE) as stream:
             yield stream
             stream.flush()
             os.fsync(fd)

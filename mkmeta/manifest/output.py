@@ -1,4 +1,7 @@
-"""Outputs that appear complete or not at all: written beside the target, flushed, renamed over it."""
+"""Outputs that appear complete or not at all: written beside the target, flushed, renamed over it.
+
+The streams can be read back, also where the output is a pipe: then they are temporary files, copied to it at the end.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,16 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO, Final
+from typing import IO, BinaryIO, Final
 
 from mkmeta.errors import MkmetaError, UsageError, reason
+from mkmeta.linux.names import list_names
 from mkmeta.linux.replacing import replacing
+from mkmeta.manifest.sorter import temporary_space_error
 
 _MARK: Final = b".mkmeta-"  # in the name of every unfinished output
 _KEPT_NAME = 200  # bytes of the target's name in that of the unfinished one: leaves room below NAME_MAX
@@ -35,13 +42,31 @@ def atomic_output(path: bytes, *, follow: bool = True) -> Iterator[BinaryIO]:
     if stat.S_ISDIR(mode):
         raise UsageError("is a directory", path=path, hint="name a file for the manifest")
     try:
-        with _beside(path) if stat.S_ISREG(mode) else open(path, "wb", buffering=_BUFFER_SIZE) as stream:
-            yield stream
+        if stat.S_ISREG(mode):
+            with _beside(path) as stream:
+                yield stream
+        else:
+            with open(path, "wb", buffering=0) as sink, spooled_output(sink) as stream:
+                yield stream
     except OSError as error:
         where = b"" if error.filename is None else os.fsencode(error.filename)
         if where and not where.startswith(os.path.dirname(path)) and _MARK not in where:
             raise  # the user of the stream met it elsewhere
         raise MkmetaError(f"cannot be written: {reason(error)}", path=path) from None
+
+
+@contextlib.contextmanager
+def spooled_output(sink: IO[bytes]) -> Iterator[BinaryIO]:
+    """A temporary file whose content goes to `sink` once the block ends well. Raises MkmetaError, OSError of `sink`."""
+    try:
+        spool = tempfile.TemporaryFile(prefix="mkmeta-")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise temporary_space_error(error) from None
+    with spool:
+        yield spool
+        spool.seek(0)
+        shutil.copyfileobj(spool, sink, _BUFFER_SIZE)
+        sink.flush()
 
 
 @contextlib.contextmanager
@@ -60,7 +85,7 @@ def _beside(path: bytes) -> Iterator[BinaryIO]:
 
 
 def _remove_leftovers(directory: int, prefix: bytes) -> None:
-    for name in map(os.fsencode, os.listdir(directory)):
+    for name in list_names(directory):
         if not name.startswith(prefix):
             continue
         with contextlib.suppress(OSError):

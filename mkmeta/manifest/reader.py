@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import struct
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import zstandard
 from blake3 import blake3
@@ -21,8 +23,8 @@ from blake3 import blake3
 from mkmeta.codec.container import (
     FOOTER,
     FRAME_ROW,
+    FRAME_SIZE_MAX,
     HEADER,
-    INFO_SIZE_MAX,
     OBJECT_ROW,
     Footer,
     FrameRow,
@@ -31,23 +33,34 @@ from mkmeta.codec.container import (
     decode_footer,
     decode_frame_row,
 )
-from mkmeta.codec.facts import Facts, decode_facts
-from mkmeta.codec.info import Info, decode_info
+from mkmeta.codec.facts import (
+    FACTS_SIZE_MAX,
+    Facts,
+    PageFacts,
+    decode_counts,
+    decode_facts,
+    decode_page_facts,
+)
+from mkmeta.codec.info import INFO_SIZE_MAX, Info, decode_info
 from mkmeta.codec.objects import (
     OBJECT_SIZE_MAX,
-    decode_directory,
+    check_digests,
+    check_division,
     decode_link_index,
     decode_link_page,
+    decode_page,
+    decode_page_rows,
     decode_root,
     encode_entry,
+    is_divided,
 )
 from mkmeta.digest import DIGEST_SIZE, ObjectId, ObjectKind
 from mkmeta.errors import FormatError, MkmetaError, printable, reason
-from mkmeta.manifest.links import check_groups
+from mkmeta.manifest.link_check import check_groups
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import (
     PATH_LIMIT,
-    DigestName,
+    Counts,
     Directory,
     DirectoryKind,
     Entry,
@@ -56,14 +69,40 @@ from mkmeta.model import (
     PrimaryRow,
     RegularFile,
     Root,
+    Symlink,
 )
 
-_FRAME_CACHE_BYTES: Final = 16 << 20  # decompressed; a tree is written almost in the order it is read
-_PAGE_ROWS = 128  # rows of the object table read at once
-_PAGE_CACHE = 512  # pages kept: 2.75 MiB
+_FRAME_CACHE_BYTES: Final = 8 << 20  # decompressed; a tree is written almost in the order it is read
+_TABLE_ROWS = 128  # rows of the object table read at once
+_TABLE_CACHE = 512  # such reads kept: 2.75 MiB
 _COPY_BYTES: Final = 1 << 20
 _PLACE = struct.Struct(">III")  # of an object: frame, offset, length; sorts as bytes do
-_DIRECTORY_CACHE = 64  # decoded directories kept for look-ups by path
+# Bytes of pages, packed, that are kept decoded, at up to 60 times their size: for look-ups by path, and by cursors
+_PAGES_KEPT: Final = 256 << 10
+_PAGES_HELD: Final = 512 << 10
+_DIVIDED_KEPT = 2  # lists of pages of directories that have several
+
+
+Place = tuple[int, int]  # in a directory: number of the page, and of the entry in it
+
+
+class Page(NamedTuple):
+    """A part of a directory: the directory object, or one of several that it names."""
+
+    first: bytes | None  # name of its first entry; None: it is the only page
+    id: ObjectId
+    entries: int  # in it, and in all directories below those
+
+
+class Recorded(NamedTuple):
+    """An entry with its facts."""
+
+    name: bytes
+    node: Node
+    inode: int  # 0: not known
+    change_time: int  # ns since the epoch; 0 where the inode is not known
+    nlink: int  # names of the inode on the volume; 1 where that is not known
+    facts: Location | None  # of a directory: those of what is in it
 
 
 class ManifestReader:
@@ -74,9 +113,14 @@ class ManifestReader:
         self._fd = fd
         self._frames: OrderedDict[int, bytes] = OrderedDict()
         self._frames_held = 0
-        self._table_page = lru_cache(maxsize=_PAGE_CACHE)(self._read_table_page)
-        self._directory = lru_cache(maxsize=_DIRECTORY_CACHE)(self._read_directory)
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=OBJECT_SIZE_MAX)
+        self._table_part = lru_cache(maxsize=_TABLE_CACHE)(self._read_table_part)
+        self._divided = lru_cache(maxsize=_DIVIDED_KEPT)(self._read_divided)
+        self._found: OrderedDict[tuple[ObjectId, DirectoryKind, int], tuple[dict[bytes, Node], int]] = OrderedDict()
+        self._found_bytes = 0
+        self._last: tuple[bytes, Directory] | None = None  # where something was looked up last
+        self._recent: tuple[ObjectKind, ObjectId, bytes] = (ObjectKind.ROOT, ObjectId(b""), b"")
+        self.cursors = _Held()
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=FRAME_SIZE_MAX)
         size = os.fstat(fd).st_size
         check_header(os.pread(fd, HEADER.size, 0))
         if size < HEADER.size + FOOTER.size:
@@ -142,21 +186,37 @@ class ManifestReader:
         """Where the facts of the root directory are; None when the manifest has none."""
         return self._footer.facts
 
-    def facts(self, place: Location, path: bytes, *, entries: int | None = None) -> Facts:
-        """The facts of the directory at `path`, which has this many entries (None: looked up). Raises KeyError."""
-        if entries is None:
-            directory = self.find(path)
-            if not isinstance(directory, Directory):
-                raise KeyError(path)
-            entries = len(self.directory(directory, path))
-        where = f"facts of {printable(path) or 'the root'}"
-        return decode_facts(self._read(place, where), where, entries=entries)
+    def facts(self, place: Location, path: bytes, *, pages: int, entries: int) -> Facts:
+        """The facts of the directory at `path`, which has so many pages, the first of which has so many entries."""
+        where = facts_of(path)
+        return decode_facts(self._read_facts(place, where), where, pages=pages, entries=entries)
 
-    def directory(self, directory: Directory, path: bytes) -> list[Entry]:
-        """The entries of `directory`, which is at `path` (empty: the root)."""
-        where = f"directory '{printable(path)}'" if path else "root directory"
+    def page_facts(self, place: Location, path: bytes, *, entries: int) -> PageFacts:
+        """The facts of one of several pages of the directory at `path`."""
+        where = facts_of(path)
+        return decode_page_facts(self._read_facts(place, where), where, entries=entries)
+
+    def counts(self, place: Location, path: bytes) -> Counts:
+        """What was counted in the directory at `path` and below it, given the place of its facts."""
+        where = facts_of(path)
+        return decode_counts(self._read_facts(place, where), where)
+
+    def pages(self, directory: Directory, path: bytes) -> list[Page]:
+        """The pages of `directory`, which is at `path` (empty: the root)."""
+        where = directory_at(path)
         data = self._object(ObjectKind.DIRECTORY, directory.children, where)
-        entries = decode_directory(data, where, below=directory.kind)
+        if not is_divided(data):
+            return [Page(None, directory.children, directory.entries)]
+        pages = self._divided(directory.children, where)
+        total = sum(page.entries for page in pages)
+        if total != directory.entries:
+            raise FormatError(f"{where}: holds {total} entries, recorded as {directory.entries}")
+        return pages
+
+    def page(self, page: Page, directory: Directory, path: bytes) -> list[Entry]:
+        """The entries of a page of `directory`, which is at `path`."""
+        where = directory_at(path)
+        entries = decode_page(self.page_bytes(page, path), where, below=directory.kind)
         room = PATH_LIMIT - (len(path) + 1 if path else 0)
         total = len(entries)
         digests = self.root.digests
@@ -167,17 +227,45 @@ class ManifestReader:
                 case Directory():
                     total += node.entries
                 case RegularFile():
-                    if (node.blake3 is not None) != (DigestName.BLAKE3 in digests) or (node.verity is not None) != (
-                        DigestName.VERITY in digests
-                    ):
-                        raise FormatError(f"{where}: '{printable(name)}' has not the digests the root object announces")
-        if total != directory.entries:
-            raise FormatError(f"{where}: holds {total} entries, recorded as {directory.entries}")
+                    check_digests(node, digests, (where, name))
+        self.check_page(page, entries[0].name if entries else b"", total, where)
         return entries
 
-    def object_of(self, object_id: ObjectId, where: str) -> bytes:
-        """The bytes of a directory object; `where` names it in errors."""
-        return self._object(ObjectKind.DIRECTORY, object_id, where)
+    def check_page(self, page: Page, first: bytes, total: int, where: str) -> None:
+        """Raises FormatError unless a page begins with `first` and holds `total` entries, all below included."""
+        if total != page.entries:
+            raise FormatError(f"{where}: holds {total} entries, recorded as {page.entries}")
+        if page.first is not None and first != page.first:
+            raise FormatError(f"{where}: the page of '{printable(page.first)}' begins with another entry")
+
+    def facts_of_page(self, place: Location, path: bytes, number: int, pages: int, entries: int) -> PageFacts:
+        """The facts of a page, given the place of the directory's and how many entries it has."""
+        found = self.facts(place, path, pages=pages, entries=entries).pages[number]
+        return found if isinstance(found, PageFacts) else self.page_facts(found, path, entries=entries)
+
+    def page_bytes(self, page: Page, path: bytes) -> bytes:
+        """The object of a page of the directory at `path`: an array of entries, of which only the ID was checked."""
+        kind = ObjectKind.DIRECTORY if page.first is None else ObjectKind.DIRECTORY_PAGE
+        return self._object(kind, page.id, directory_at(path))
+
+    def entries(self, directory: Directory, path: bytes) -> Cursor[Entry]:
+        """What is in `directory`, which is at `path` (empty: the root), ascending by name.
+
+        Holds a page at most, and not even that while too many others are read: a walk may keep one for each level.
+        """
+        return _Entries(self, directory, path)
+
+    def directory(self, directory: Directory, path: bytes) -> list[Entry]:
+        """All entries at once, however many."""
+        return list(self.entries(directory, path))
+
+    def recorded(self, directory: Directory, path: bytes, facts: Location | None) -> Cursor[Recorded]:
+        """The same with the facts, which are at `facts`; None: nothing is known."""
+        return _RecordedEntries(self, directory, path, facts)
+
+    def object_of(self, object_id: ObjectId, where: str, kind: ObjectKind = ObjectKind.DIRECTORY) -> bytes:
+        """The bytes of an object; `where` names it in errors."""
+        return self._object(kind, object_id, where)
 
     @property
     def size(self) -> int:
@@ -214,36 +302,62 @@ class ManifestReader:
 
     def object_rows(self) -> Iterator[bytes]:
         """The rows of the object table."""
-        for number in range((self._footer.objects + _PAGE_ROWS - 1) // _PAGE_ROWS):
-            page = self._read_table_page(number)
-            for at in range(0, len(page), OBJECT_ROW.size):
-                yield page[at : at + OBJECT_ROW.size]
+        for number in range((self._footer.objects + _TABLE_ROWS - 1) // _TABLE_ROWS):
+            part = self._read_table_part(number)
+            for at in range(0, len(part), OBJECT_ROW.size):
+                yield part[at : at + OBJECT_ROW.size]
 
     def find(self, path: bytes) -> Node | None:
         """The inode recorded at `path` (empty: the root), or None."""
-        node: Node = self.root.directory
-        walked = b""
-        for name in path.split(b"/") if path else ():
-            if not isinstance(node, Directory):
+        if not path:
+            return self.root.directory
+        parent, _, name = path.rpartition(b"/")
+        if self._last is None or self._last[0] != parent:
+            directory: Node | None = self.root.directory
+            walked = b""
+            for step in parent.split(b"/") if parent else ():
+                assert isinstance(directory, Directory)
+                directory = self._look_up(directory, walked, step)
+                if not isinstance(directory, Directory):
+                    return None
+                walked = walked + b"/" + step if walked else step
+            assert isinstance(directory, Directory)
+            self._last = (parent, directory)
+        return self._look_up(self._last[1], parent, name)
+
+    def _look_up(self, directory: Directory, path: bytes, name: bytes) -> Node | None:
+        """What is called `name` in a directory."""
+        pages = self.pages(directory, path)
+        page = pages[0]
+        if len(pages) > 1:
+            number = bisect_right(pages, name, key=lambda page: page.first or b"") - 1
+            if number < 0:
                 return None
-            below = self._directory(walked, node.children, node.kind, node.entries)
-            if name not in below:
-                return None
-            node = below[name]
-            walked = walked + b"/" + name if walked else name
-        return node
+            page = pages[number]
+        key = (page.id, directory.kind, page.entries)
+        if key in self._found:
+            self._found.move_to_end(key)
+        else:
+            size = len(self.page_bytes(page, path))
+            self._found[key] = dict(self.page(page, directory, path)), size
+            self._found_bytes += size
+            while self._found_bytes > _PAGES_KEPT and len(self._found) > 1:
+                self._found_bytes -= self._found.popitem(last=False)[1][1]
+        return self._found[key][0].get(name)
 
     def walk(self, top: bytes = b"") -> Iterator[tuple[bytes, Node]]:
         """Everything at and below `top` with its path, `top` first, in tree order. Raises KeyError when absent."""
         node = self.find(top)
         if node is None:
             raise KeyError(top)
-        stack: list[Iterator[tuple[bytes, Node]]] = [iter([(top, node)])]
+        yield top, node
+        stack = [(top + b"/" if top else b"", self.entries(node, top))] if isinstance(node, Directory) else []
         while stack:
-            for path, node in stack[-1]:
-                yield path, node
+            prefix, entries = stack[-1]
+            for name, node in entries:
+                yield prefix + name, node
                 if isinstance(node, Directory):
-                    stack.append(_at(path, self.directory(node, path)))
+                    stack.append((prefix + name + b"/", self.entries(node, prefix + name)))
                     break
             else:
                 stack.pop()
@@ -259,117 +373,102 @@ class ManifestReader:
 
         `check_links` says whether they are true.
         """
-        pages = self.link_pages()
-        after = b""
-        for number, page in enumerate(pages):
+        after, before = b"", None
+        for number, page in enumerate(self.link_pages()):
             if number in skip:
+                before = None
                 continue
             where = f"link page {number}"
             data = self._object(ObjectKind.LINK_PAGE, page, where)
-            rows = decode_link_page(data, where, after=after, last=number == len(pages) - 1)
-            after = rows[-1].path
+            rows = decode_link_page(data, where, after=after)
+            if before is not None:
+                check_division(before, data, where)
+            after, before = rows[-1].path, data
             yield from rows
+
+    def link_page(self, number: int, page: ObjectId) -> list[PrimaryRow | LinkRow]:
+        """The rows of one link page; nothing is said of those before and after it."""
+        where = f"link page {number}"
+        return decode_link_page(self._object(ObjectKind.LINK_PAGE, page, where), where, after=b"")
 
     def check_links(self) -> None:
         """Raises FormatError unless the hard links are as formats/manifest.md section 3.3 says.
 
-        Reads the directories that hold names of such inodes, and those above them, once each.
+        Reads the directories that hold names of such inodes, and those above them.
         """
         check_groups(self._linked())
 
     def _linked(self) -> Iterator[tuple[PrimaryRow | LinkRow, bytes]]:
         """The link rows with a digest of the inode each names."""
-        trail: list[tuple[bytes, dict[bytes, Node]]] = [(b"", dict(self.directory(self.root.directory, b"")))]
         for row in self.links():
-            node = self._follow(trail, row.path)
+            node = self.find(row.path)
             if node is None or isinstance(node, Directory):
                 raise FormatError(f"links: '{printable(row.path)}' is not an entry that can have links")
             yield row, blake3(encode_entry(b"", node)).digest()
 
-    def _follow(self, trail: list[tuple[bytes, dict[bytes, Node]]], path: bytes) -> Node | None:
-        """The inode at `path`. `trail` has the directories above the path before, and then those above this one."""
-        while not path.startswith(trail[-1][0]):
-            trail.pop()
-        while True:
-            prefix, below = trail[-1]
-            name, slash, _ = path[len(prefix) :].partition(b"/")
-            node = below.get(name)
-            if not slash or not isinstance(node, Directory):
-                return None if slash else node
-            trail.append((prefix + name + slash, dict(self.directory(node, prefix + name))))
+    def is_adopted(self, directory: Directory, frames: int) -> bool:
+        """Whether the object of a directory is in one of the first so many frames."""
+        return self._place_of(directory.children, "directory").frame < frames
 
-    def check(self) -> None:
-        """Reads everything that can be read; raises FormatError at the first flaw. Time: the whole expanded tree."""
-        self._check_tables()
-        _ = self.info
-        for _ in self.walk():
-            pass
-        self.check_links()
-        stack: list[tuple[Directory, Location | None, bytes]] = [(self.root.directory, self.facts_place, b"")]
-        while stack:
-            directory, place, path = stack.pop()
-            if place is None:
-                continue
-            entries = self.directory(directory, path)
-            facts = self.facts(place, path, entries=len(entries))
-            below = [(name, node) for name, node in entries if isinstance(node, Directory)]
-            if len(facts.children) != len(below):
-                where = f"facts of {printable(path) or 'the root'}"
-                raise FormatError(f"{where}: {len(facts.children)} children for {len(below)} directories")
-            prefix = path + b"/" if path else b""
-            stack += [(node, child, prefix + name) for (name, node), child in zip(below, facts.children, strict=True)]
-
-    def _check_tables(self) -> None:
+    def check_tables(self) -> None:
         """Every row of the frame table, and the order of the object table as a whole."""
         for number in range(self._footer.frames):
             self._frame_row(number)
         previous = b""
-        for number in range((self._footer.objects + _PAGE_ROWS - 1) // _PAGE_ROWS):
-            page = self._read_table_page(number)
-            ids = [previous, *(page[at : at + DIGEST_SIZE] for at in range(0, len(page), OBJECT_ROW.size))]
+        for number in range((self._footer.objects + _TABLE_ROWS - 1) // _TABLE_ROWS):
+            part = self._read_table_part(number)
+            ids = [previous, *(part[at : at + DIGEST_SIZE] for at in range(0, len(part), OBJECT_ROW.size))]
             if any(a >= b for a, b in pairwise(ids)):
                 raise FormatError("object table: not sorted")
             previous = ids[-1]
 
     # --- below: from IDs and places to bytes ---
 
-    def _read_directory(self, path: bytes, children: ObjectId, kind: DirectoryKind, entries: int) -> dict[bytes, Node]:
-        stand_in = Directory(mode=0, uid=0, gid=0, mtime_ns=0, children=children, entries=entries, kind=kind)
-        return dict(self.directory(stand_in, path))
+    def _read_divided(self, children: ObjectId, where: str) -> list[Page]:
+        data = self._object(ObjectKind.DIRECTORY, children, where)
+        return [Page(*row) for row in decode_page_rows(data, where)]
+
+    def _read_facts(self, place: Location, where: str) -> bytes:
+        if place.length > FACTS_SIZE_MAX:
+            raise FormatError(f"{where}: {place.length} bytes, more than the limit of {FACTS_SIZE_MAX}")
+        return self._read(place, where)
 
     def _object(self, kind: ObjectKind, object_id: ObjectId, where: str) -> bytes:
         """The bytes of an object, with the ID checked."""
+        if self._recent[:2] == (kind, object_id):  # a directory is asked for its pages, and then for the only one
+            return self._recent[2]
         data = self._read(self._place_of(object_id, where), where)
         if kind.id_of(data) != object_id:
             raise FormatError(f"{where}: object {object_id.hex()[:16]} is damaged: its bytes have another digest")
+        self._recent = (kind, object_id, data)
         return data
 
     def _place_of(self, object_id: ObjectId, where: str) -> Location:
         """Binary search in the object table, by pages; IDs are spread evenly, so that the first guess is near."""
-        low, high = 0, (self._footer.objects + _PAGE_ROWS - 1) // _PAGE_ROWS
+        low, high = 0, (self._footer.objects + _TABLE_ROWS - 1) // _TABLE_ROWS
         middle, step = int.from_bytes(object_id[:8], "big") * high >> 64, 1
         while low + 1 < high:
-            if self._table_page(middle)[:DIGEST_SIZE] <= object_id:
+            if self._table_part(middle)[:DIGEST_SIZE] <= object_id:
                 low = middle
                 middle = min(low + step, (low + high + 1) // 2)
             else:
                 high = middle
                 middle = max(high - step, (low + high) // 2)
             step *= 4
-        page = self._table_page(low) if high else b""
-        at = page.find(object_id)
+        part = self._table_part(low) if high else b""
+        at = part.find(object_id)
         while at > 0 and at % OBJECT_ROW.size:
-            at = page.find(object_id, at + 1)
+            at = part.find(object_id, at + 1)
         if at < 0:
             raise FormatError(f"{where}: object {object_id.hex()[:16]} is not in the file")
-        _, frame, offset, length = OBJECT_ROW.unpack_from(page, at)
+        _, frame, offset, length = OBJECT_ROW.unpack_from(part, at)
         if length > OBJECT_SIZE_MAX:
             raise FormatError(f"{where}: object of {length} bytes, more than the limit of {OBJECT_SIZE_MAX}")
         return Location(frame, offset, length)
 
-    def _read_table_page(self, number: int) -> bytes:
-        rows = min(_PAGE_ROWS, self._footer.objects - number * _PAGE_ROWS)
-        offset = self._footer.object_table + number * _PAGE_ROWS * OBJECT_ROW.size
+    def _read_table_part(self, number: int) -> bytes:
+        rows = min(_TABLE_ROWS, self._footer.objects - number * _TABLE_ROWS)
+        offset = self._footer.object_table + number * _TABLE_ROWS * OBJECT_ROW.size
         return self._pread(rows * OBJECT_ROW.size, offset, "object table")
 
     def _read(self, place: Location, where: str) -> bytes:
@@ -396,6 +495,8 @@ class ManifestReader:
             parameters = zstandard.get_frame_parameters(data)
             if parameters.content_size != row.size:
                 raise FormatError(f"frame {number}: says it has another size than the frame table")
+            if parameters.window_size > FRAME_SIZE_MAX:
+                raise FormatError(f"frame {number}: has a window of more than {FRAME_SIZE_MAX} bytes")
             if parameters.dict_id or not parameters.has_checksum:
                 raise FormatError(f"frame {number}: has a dictionary or no checksum")
             decompressed = self._decompressor.decompress(data, max_output_size=row.size or 1, allow_extra_data=False)
@@ -416,7 +517,170 @@ class ManifestReader:
         return data
 
 
-def _at(path: bytes, entries: list[Entry]) -> Iterator[tuple[bytes, Node]]:
-    """The entries of the directory at `path` with their own paths."""
-    prefix = path + b"/" if path else b""
-    return ((prefix + name, node) for name, node in entries)
+_T = TypeVar("_T")
+
+
+class _Holder(Protocol):
+    held: Any  # None: it has to read it again
+
+
+class _Held:
+    """Cursors that hold decoded pages, the least recently filled first. Beyond `_PAGES_HELD` bytes they are emptied."""
+
+    def __init__(self) -> None:
+        self._cursors: OrderedDict[_Holder, int] = OrderedDict()
+        self._bytes = 0
+
+    def hold(self, cursor: _Holder, size: int) -> None:
+        """A cursor holds a page of so many bytes instead of what it had."""
+        self.release(cursor)
+        self._cursors[cursor] = size
+        self._bytes += size
+        while self._bytes > _PAGES_HELD and len(self._cursors) > 1:
+            other, size = self._cursors.popitem(last=False)
+            self._bytes -= size
+            other.held = None
+
+    def release(self, cursor: _Holder) -> None:
+        """A cursor holds nothing any more."""
+        self._bytes -= self._cursors.pop(cursor, 0)
+
+
+class Cursor(Iterator[_T], Generic[_T]):
+    """What is in a directory, page by page. What it holds may be taken away, and is read again when it is needed."""
+
+    __slots__ = ("_directory", "_first", "_last", "_number", "_path", "_position", "_reader", "_size", "held")
+
+    def __init__(self, reader: ManifestReader, directory: Directory, path: bytes) -> None:
+        self.held: list[_T] | None = None
+        self._reader = reader
+        self._directory = without_xattrs(directory)
+        self._path = path
+        self._size = 0  # of what is held, in bytes of the file
+        self._number = 0  # of the page
+        self._position = 0  # in what it gave
+        self._first = self._last = b""
+
+    def __next__(self) -> _T:
+        held = self.held
+        if held is None:
+            held = self._load()
+        position = self._position
+        while position == len(held):
+            held = self._turn()
+            position = 0
+        self._position = position + 1
+        return held[position]
+
+    def tell(self) -> Place:
+        """Where the next entry is."""
+        return self._number, self._position
+
+    def seek(self, place: Place) -> None:
+        """Goes to where a cursor of the same directory was."""
+        number, self._position = place
+        if number != self._number:
+            self._number = number
+            self.held = None
+            self._reader.cursors.release(self)
+        elif self.held is not None:
+            self._reader.cursors.hold(self, self._size)
+
+    def _turn(self) -> list[_T]:
+        """Goes on to the next page. Raises StopIteration after the last."""
+        pages = self._reader.pages(self._directory, self._path)
+        if self._number + 1 == len(pages):
+            self._reader.cursors.release(self)
+            raise StopIteration
+        where, last = directory_at(self._path), self._last
+        before = self._reader.page_bytes(pages[self._number], self._path)
+        self._number += 1
+        self._position = 0
+        held = self._load()
+        check_division(before, self._reader.page_bytes(pages[self._number], self._path), where)
+        if self._first <= last:
+            raise FormatError(f"{where}: a page does not sort after '{printable(last)}'")
+        return held
+
+    def _load(self) -> list[_T]:
+        pages = self._reader.pages(self._directory, self._path)
+        page = pages[self._number]
+        held, self._first, self._last = self._read(page, len(pages))
+        self.held = held
+        self._size = len(self._reader.page_bytes(page, self._path))
+        self._reader.cursors.hold(self, self._size)
+        return held
+
+    def _read(self, page: Page, pages: int) -> tuple[list[_T], bytes, bytes]:
+        """What a page gives, and the names of its first and last entries."""
+        raise NotImplementedError
+
+
+class _Entries(Cursor[Entry]):
+    __slots__ = ()
+
+    def _read(self, page: Page, pages: int) -> tuple[list[Entry], bytes, bytes]:
+        entries = self._reader.page(page, self._directory, self._path)
+        return entries, *_ends(entries)
+
+
+class _RecordedEntries(Cursor[Recorded]):
+    __slots__ = ("_facts",)
+
+    def __init__(self, reader: ManifestReader, directory: Directory, path: bytes, facts: Location | None) -> None:
+        super().__init__(reader, directory, path)
+        self._facts = facts
+
+    def _read(self, page: Page, pages: int) -> tuple[list[Recorded], bytes, bytes]:
+        entries = self._reader.page(page, self._directory, self._path)
+        if self._facts is None:
+            return [Recorded(name, node, 0, 0, 1, None) for name, node in entries], *_ends(entries)
+        facts = self._reader.facts_of_page(self._facts, self._path, self._number, pages, len(entries))
+        directories = {number for number, (_, node) in enumerate(entries) if type(node) is Directory}
+        check_facts(facts, directories, self._path)
+        below, nlinks = iter(facts.children), facts.linked
+        numbered = enumerate(zip(entries, facts.inodes, facts.change_times, strict=True))
+        recorded = [
+            Recorded(name, node, inode, time, nlinks.get(number, 1), next(below) if number in directories else None)
+            for number, ((name, node), inode, time) in numbered
+        ]
+        return recorded, *_ends(entries)
+
+
+def without_xattrs(directory: Directory) -> Directory:
+    """What is needed to read a directory: a walk holds it for each level, and xattrs may be a MiB."""
+    return replace(directory, xattrs=()) if directory.xattrs else directory
+
+
+def _ends(entries: list[Entry]) -> tuple[bytes, bytes]:
+    return (entries[0].name, entries[-1].name) if entries else (b"", b"")
+
+
+def check_facts(facts: PageFacts, directories: set[int], path: bytes) -> None:
+    """Raises FormatError unless facts of a page can be those of one with these directories in it, by position."""
+    if len(directories) != len(facts.children):
+        raise FormatError(f"{facts_of(path)}: {len(facts.children)} children for {len(directories)} directories")
+    if not directories.isdisjoint(facts.linked):
+        raise FormatError(f"{facts_of(path)}: a directory with several names")
+
+
+def counts_of(node: Node, nlink: int) -> Counts:
+    """What an entry that is no directory adds to the counts."""
+    linked = int(nlink > 1)
+    match node:
+        case RegularFile():
+            return Counts(files=1, bytes=node.size, linked=linked)
+        case Symlink():
+            return Counts(symlinks=1, linked=linked)
+        case _:
+            return Counts(others=1, linked=linked)
+
+
+@lru_cache(maxsize=4)
+def directory_at(path: bytes) -> str:
+    return f"directory '{printable(path)}'" if path else "root directory"
+
+
+@lru_cache(maxsize=4)
+def facts_of(path: bytes) -> str:
+    return f"facts of {printable(path) or 'the root'}"

@@ -5,8 +5,8 @@ The layout is that of formats/manifest.md section 2.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from itertools import islice
 from typing import BinaryIO, Final, Self
 
 import zstandard
@@ -14,23 +14,24 @@ import zstandard
 from mkmeta.codec.container import (
     FRAME_ROW,
     FRAME_TARGET,
-    INFO_SIZE_MAX,
     OBJECT_ROW,
     Footer,
     FrameRow,
     Location,
     encode_header,
 )
-from mkmeta.codec.info import Info, encode_info
+from mkmeta.codec.info import INFO_SIZE_MAX, ROWS_MAX, Info, encode_info
 from mkmeta.codec.objects import (
-    LINK_PAGE_ROWS,
     OBJECT_SIZE_MAX,
+    PAGE_BYTES,
     encode_link_index,
-    encode_link_page,
+    encode_link_row,
+    encode_page,
     encode_root,
 )
-from mkmeta.digest import ObjectId, ObjectKind
-from mkmeta.errors import ScanError
+from mkmeta.digest import DIGEST_SIZE, ObjectId, ObjectKind
+from mkmeta.errors import FormatError, MkmetaError
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import LinkRow, PrimaryRow, Root
@@ -50,6 +51,7 @@ class ManifestWriter:
         self._stream = stream
         self._position = 0
         self._frames: list[FrameRow] = []
+        self._adopted = 0  # frames
         self._table = ExternalSorter()
         self._recent: list[ObjectId | None] = [None] * _RECENT_SLOTS
         self._compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True)
@@ -72,8 +74,11 @@ class ManifestWriter:
         for row, data in reader.frames():
             self._frames.append(FrameRow(self._position, row.compressed, row.size))
             self._write(data)
+        self._adopted = len(self._frames)
         for record in reader.object_rows():
             self._table.add(record)
+            object_id = ObjectId(record[:DIGEST_SIZE])
+            self._recent[int.from_bytes(object_id[:4], "little") % _RECENT_SLOTS] = object_id
 
     @property
     def size(self) -> int:
@@ -89,7 +94,7 @@ class ManifestWriter:
     def add_named(self, object_id: ObjectId, data: bytes) -> None:
         """Stores an object whose ID the caller has computed. Equal objects are stored once as far as memory allows."""
         if len(data) > OBJECT_SIZE_MAX:
-            raise ScanError(f"an object of {len(data)} bytes, more than the limit of {OBJECT_SIZE_MAX}")
+            raise MkmetaError(f"an object of {len(data)} bytes, more than the limit of {OBJECT_SIZE_MAX}")
         slot = int.from_bytes(object_id[:4], "little") % _RECENT_SLOTS
         if self._recent[slot] == object_id:
             return
@@ -102,18 +107,27 @@ class ManifestWriter:
 
     def add_links(self, rows: Iterable[PrimaryRow | LinkRow]) -> ObjectId | None:
         """Stores link pages and their index, and returns the ID of that; None when there are no rows."""
-        remaining = iter(rows)
-        pages = []
-        while page := list(islice(remaining, LINK_PAGE_ROWS)):
-            pages.append(self.add(ObjectKind.LINK_PAGE, encode_link_page(page)))
+        pages: list[ObjectId] = []
+        page = bytearray()
+        count = 0
+        for row in rows:
+            packed = encode_link_row(row)
+            if count and len(page) + len(packed) > PAGE_BYTES:
+                pages.append(self.add(ObjectKind.LINK_PAGE, encode_page(count, page)))
+                page, count = bytearray(), 0
+            page += packed
+            count += 1
+        if count:
+            pages.append(self.add(ObjectKind.LINK_PAGE, encode_page(count, page)))
         return self.add(ObjectKind.LINK_INDEX, encode_link_index(pages)) if pages else None
 
     def finish(self, root: Root, info: Info, facts: Location | None) -> ObjectId:
         """Writes everything that is still missing and returns the manifest ID."""
         manifest_id = self.add(ObjectKind.ROOT, encode_root(root))
         info_data = encode_info(info)
-        if len(info_data) > INFO_SIZE_MAX:
-            raise ScanError("too many patterns and left-out subtrees to record", hint="select fewer subtrees")
+        longest = max(map(len, (info.select, info.hide, info.drop_xattrs, info.left_out)))
+        if len(info_data) > INFO_SIZE_MAX or longest > ROWS_MAX:
+            raise MkmetaError("too many patterns and left-out subtrees to record", hint="select fewer subtrees")
         info_place = self._records.add(info_data)
         self._objects.close()
         self._records.close()
@@ -139,6 +153,18 @@ class ManifestWriter:
         )
         self._write(footer.encode())
         return manifest_id
+
+    def check(self, *, jobs: int = 1) -> None:
+        """Reads back what was written, once it is finished, by the rules of readers. What was taken over was found
+        undamaged then, and is not read again. Raises MkmetaError.
+        """
+        self._stream.flush()
+        with ManifestReader(os.dup(self._stream.fileno())) as reader:
+            try:
+                check(reader, jobs=jobs, adopted=self._adopted)
+            except FormatError as error:
+                hint = "nothing was put in place; this is a fault of mkmeta, or of the disk: please report it"
+                raise MkmetaError(f"what was written is not a valid manifest: {error}", hint=hint) from None
 
     def reserve_frame(self) -> int:
         """The number of a frame that `write_frame` will be called for."""

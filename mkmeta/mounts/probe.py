@@ -16,8 +16,9 @@ from mkmeta.errors import MkmetaError, MountError, reason
 from mkmeta.linux.mount import FilesystemContext, MountFlags, leave_mount_namespace, mount, move_mount
 from mkmeta.linux.process import fork_with_pipe
 from mkmeta.mounts.overlay import closing, make
-from mkmeta.mounts.profile import Plan, Profile, Verity
+from mkmeta.mounts.profile import MountPlan, Profile, Verity
 from mkmeta.mounts.run import RunDirectory
+from mkmeta.overlay_xattrs import OPAQUE_VALUE, OverlayXattrs, overlay_xattrs
 
 _DATA = b"data\n"
 _MTIME = 1_000_000_000  # seconds; recorded in the layer only
@@ -107,11 +108,11 @@ def _try_all(top: bytes, run: RunDirectory, *, userxattr: bool) -> tuple[list[st
         else:
             failures[name] = wrong
 
-    namespace = "user" if userxattr else "trusted"
+    names = overlay_xattrs(userxattr=userxattr)
     try:
-        _make_trees(top, namespace.encode() + b".overlay.")
+        _make_trees(top, names)
     except OSError as error:
-        return [], dict.fromkeys(Profile, f"{namespace}.* attributes cannot be set here: {reason(error)}")
+        return [], dict.fromkeys(Profile, f"{names.prefix.decode()}* attributes cannot be set here: {reason(error)}")
     for profile in Profile:
         attempt(profile, lambda profile=profile: _try_profile(top, run, profile, userxattr=userxattr))  # type: ignore[misc]
     able = Profile.DATA_ONLY if Profile.DATA_ONLY in found else Profile.MERGE
@@ -122,7 +123,7 @@ def _try_all(top: bytes, run: RunDirectory, *, userxattr: bool) -> tuple[list[st
     return found, failures
 
 
-def _make_trees(top: bytes, namespace: bytes) -> None:
+def _make_trees(top: bytes, names: OverlayXattrs) -> None:
     """A volume, and a layer with an opaque directory and a metacopy file in it."""
     for name in (b"volume/dir", b"layer/dir", b"work", b"inner", b"point"):
         os.makedirs(top + b"/" + name)
@@ -132,15 +133,15 @@ def _make_trees(top: bytes, namespace: bytes) -> None:
     path = top + b"/layer/dir/file"
     with open(path, "wb") as file:
         file.truncate(len(_DATA))
-    os.setxattr(path, namespace + b"metacopy", encode_metacopy(None))
-    os.setxattr(path, namespace + b"redirect", encode_redirect(b"dir/file"))
+    os.setxattr(path, names.metacopy, encode_metacopy(None))
+    os.setxattr(path, names.redirect, encode_redirect(b"dir/file"))
     os.utime(path, (_MTIME, _MTIME))
-    for name in (b"opaque", b"overlay.opaque"):
-        os.setxattr(top + b"/layer/dir", namespace + name, b"y")
+    for name in (names.opaque, names.escaped_opaque):
+        os.setxattr(top + b"/layer/dir", name, OPAQUE_VALUE)
 
 
-def _plan(top: bytes, profile: Profile, *, userxattr: bool, verity: Verity = Verity.OFF) -> Plan:
-    return Plan(
+def _plan(top: bytes, profile: Profile, *, userxattr: bool, verity: Verity = Verity.OFF) -> MountPlan:
+    return MountPlan(
         profile=profile,
         layer=top + b"/layer",
         lower=top + b"/volume",

@@ -69,7 +69,7 @@ class Overlay:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MountPlan:
     """A layer over a volume in one profile. Raises RefusedError for a combination that cannot work."""
 
     profile: Profile

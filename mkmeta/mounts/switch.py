@@ -12,12 +12,12 @@ from mkmeta.linux.mount import MNT_DETACH, move_mount, open_tree_clone, umount2,
 from mkmeta.linux.mountinfo import mount_id, mounts
 from mkmeta.mounts.live import LiveMount, live_at
 from mkmeta.mounts.overlay import closing, make
-from mkmeta.mounts.profile import Plan
+from mkmeta.mounts.profile import MountPlan
 from mkmeta.mounts.run import RunDirectory
 
 
 @contextlib.contextmanager
-def made(plan: Plan, run: RunDirectory) -> Iterator[int]:
+def made(plan: MountPlan, run: RunDirectory) -> Iterator[int]:
     """The mount of a plan, complete and nowhere, as a descriptor. Its inner mount goes again if the block fails.
 
     Raises MountError.

@@ -9,6 +9,7 @@ from typing import Final
 
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.linux.verity import measure_verity
+from mkmeta.overlay_xattrs import OverlayXattrs, overlay_xattrs
 
 _FILES: Final = 16  # files whose data is looked at: each is an open on the volume
 _ENTRIES: Final = 4096  # entries of the layer looked at: a layer without digests has none at all
@@ -22,10 +23,9 @@ def unverified_file(layer: bytes, lower: bytes, *, userxattr: bool) -> bytes | N
     that is gone from the volume counts as looked at. Raises OSError.
     """
     looked_at = 0
-    prefix = b"user.overlay." if userxattr else b"trusted.overlay."
     lower_fd = os.open(lower, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for redirect in _redirects(layer, prefix):
+        for redirect in _redirects(layer, overlay_xattrs(userxattr=userxattr)):
             try:
                 fd = open_beneath(redirect, os.O_RDONLY | os.O_NONBLOCK, dir_fd=lower_fd)
             except OSError as error:
@@ -45,7 +45,7 @@ def unverified_file(layer: bytes, lower: bytes, *, userxattr: bool) -> bytes | N
     return None
 
 
-def _redirects(layer: bytes, prefix: bytes) -> Iterator[bytes]:
+def _redirects(layer: bytes, names: OverlayXattrs) -> Iterator[bytes]:
     """Where the data is, below the volume, of each file of the layer that has a digest."""
     seen = 0
     directories = [layer]
@@ -57,16 +57,16 @@ def _redirects(layer: bytes, prefix: bytes) -> Iterator[bytes]:
                     return
                 if entry.is_dir(follow_symlinks=False):
                     directories.append(entry.path)
-                elif entry.is_file(follow_symlinks=False) and (redirect := _redirect(entry.path, prefix)):
+                elif entry.is_file(follow_symlinks=False) and (redirect := _redirect(entry.path, names)):
                     yield redirect
 
 
-def _redirect(name: bytes, prefix: bytes) -> bytes | None:
+def _redirect(path: bytes, names: OverlayXattrs) -> bytes | None:
     """The redirect of a metadata-only file with a digest, without its slash."""
     try:
-        if not os.getxattr(name, prefix + b"metacopy", follow_symlinks=False):
+        if not os.getxattr(path, names.metacopy, follow_symlinks=False):
             return None
-        return os.getxattr(name, prefix + b"redirect", follow_symlinks=False)[1:]
+        return os.getxattr(path, names.redirect, follow_symlinks=False)[1:]
     except OSError as error:
         if error.errno != errno.ENODATA:
             raise

@@ -4,7 +4,8 @@ An entry has not changed when inode number, change time, modification time and s
 change time at every change of content, attributes, extended attributes or links, and nobody can set it back. But it
 is only as fine as the volume's clock, and that clock may differ from ours: what changed shortly before the base's scan
 began may have changed once more, unnoticed, while or after it was read. So nothing is trusted that changed later than
-TRUST_MARGIN before the base was begun, nor what claims to be from the future.
+TRUST_MARGIN before the base was begun, nor a base that claims to be from the future: its machine's clock was ahead, so
+that when it was begun is not known. What a change time is worth at all: `mkmeta.scanner.trust`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -22,9 +24,11 @@ from mkmeta.codec.container import Location
 from mkmeta.codec.packing import PackingError, array_header, pack, unpack
 from mkmeta.digest import ObjectId
 from mkmeta.errors import FormatError, UsageError, printable
-from mkmeta.manifest.links import FINGERPRINT_BYTES
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.model import NS, DigestName, DirectoryKind
+from mkmeta.model import NS, DigestName, Directory, DirectoryKind, HardLinks
+from mkmeta.scanner.trust import Trust, trust_in
+from mkmeta.trees.links import FINGERPRINT_BYTES, Look
+from mkmeta.trees.writer import LinkedName
 
 # ns. Clocks that NTP keeps differ by milliseconds, timestamps are coarse by up to two seconds; what is hashed once more
 # for being so young is a release at most.
@@ -34,7 +38,7 @@ _LITTLE: Final = 64 << 10  # bytes nobody minds
 COMPACT: Final = "compact_bytes"  # among the counts of an info record
 
 # Places in a packed entry (formats/manifest.md section 3.1)
-NAME, MODE, _UID, _GID, SEC, NSEC, SIZE = range(7)
+NAME, MODE, UID, GID, SEC, NSEC, SIZE = range(7)  # SIZE: of a file; where other types have what is theirs
 CHILDREN, _ENTRIES, KIND = 6, 7, 8
 
 Row = list[Any]  # an unpacked entry
@@ -80,11 +84,19 @@ class Recorded:
 class Base:
     """An open base. For several threads."""
 
-    def __init__(self, reader: ManifestReader, *, adopted: bool, trust: bool) -> None:
-        """`adopted`: the new manifest has the base's objects, in their places. Without `trust` all has changed."""
+    def __init__(self, reader: ManifestReader, root_fd: int, *, adopted: bool, trust: bool) -> None:
+        """`adopted`: the new manifest has the base's objects, in their places. Without `trust` all has changed.
+
+        Raises OSError when the volume, open as `root_fd`, does not answer.
+        """
         self._reader = reader
         self._lock = threading.Lock()
+        self._device = os.fstat(root_fd).st_dev
         self.adopted = adopted
+        self.is_from_the_future = reader.info.created > time.time_ns()
+        clock = trust_in(root_fd)
+        self._is_clock_trusted = clock is Trust.FULL
+        trust = trust and clock is not Trust.NONE and not self.is_from_the_future
         self.trusted_before = reader.info.created - TRUST_MARGIN if trust else -(2**63)  # ns since the epoch
 
     def root(self) -> BaseDirectory:
@@ -96,33 +108,62 @@ class Base:
     def read(self, directory: BaseDirectory, path: bytes) -> Recorded:
         """What is in a directory. Raises FormatError when the base is damaged."""
         where = f"base: directory '{printable(path)}'" if path else "base: root directory"
+        children, entries, kind = directory.children, directory.entries, directory.kind
+        node = Directory(mode=0, uid=0, gid=0, mtime_ns=0, children=children, entries=entries, kind=kind)
+        rows: Any = []
+        inodes: list[int] = []
+        change_times: list[int] = []
+        places: list[Location | None] = []
         with self._lock:
-            data = self._reader.object_of(directory.children, where)
-            rows: Any = unpacked(data, where)
-            facts = self._reader.facts(directory.facts, path, entries=len(rows))
-        if sum(stat.S_ISDIR(row[MODE]) for row in rows) != len(facts.children):
-            raise FormatError(f"{where}: its facts are of another directory")
-        return Recorded(rows, facts.inodes, facts.change_times, facts.children)
+            pages = self._reader.pages(node, path)
+            for number, page in enumerate(pages):
+                part: Any = unpacked(self._reader.page_bytes(page, path), where)
+                facts = self._reader.facts_of_page(directory.facts, path, number, len(pages), len(part))
+                if sum(stat.S_ISDIR(row[MODE]) for row in part) != len(facts.children):
+                    raise FormatError(f"{where}: its facts are of another directory")
+                rows += part
+                inodes += facts.inodes
+                change_times += facts.change_times
+                places += facts.children
+        return Recorded(rows, inodes, change_times, places)
 
     def is_same(self, directory: BaseDirectory, seen: os.stat_result) -> bool:
         """Whether a directory has the names and attributes it had."""
-        return seen.st_ctime_ns == directory.change_time < self.trusted_before and seen.st_ino == directory.inode
+        change_time = seen.st_ctime_ns
+        return (
+            change_time == directory.change_time < self.trusted_before
+            and inode_number(seen, self._device) == directory.inode
+            and (self._is_clock_trusted or change_time != seen.st_mtime_ns or bool(change_time % NS))
+        )
+
+    def is_as_recorded(self, row: Row, inode: int, change_time: int, seen: os.stat_result) -> bool:
+        """Whether an entry, no directory, is what the base has, given what lstat(2) says of its name now."""
+        if not (
+            seen.st_ctime_ns == change_time < self.trusted_before
+            and (seen.st_ino == inode or inode_number(seen, self._device) == inode)
+            and seen.st_mode == row[MODE]
+            and seen.st_mtime_ns == row[SEC] * NS + row[NSEC]
+            and seen.st_uid == row[UID]
+            and seen.st_gid == row[GID]
+            and (self._is_clock_trusted or change_time != seen.st_mtime_ns or change_time % NS)
+        ):
+            return False
+        match stat.S_IFMT(seen.st_mode):
+            case stat.S_IFREG:
+                return bool(seen.st_size == row[SIZE])
+            case stat.S_IFLNK:
+                return bool(seen.st_size == len(row[SIZE]))
+            case stat.S_IFCHR | stat.S_IFBLK:
+                return (os.major(seen.st_rdev), os.minor(seen.st_rdev)) == tuple(row[SIZE : SIZE + 2])
+            case file_type:
+                return file_type != stat.S_IFDIR
 
     def unchanged(self, recorded: Recorded, looks: dict[bytes, os.stat_result]) -> dict[bytes, Row]:
         """The entries, directories apart, that are as recorded, by name. `looks` is what lstat(2) says of names now."""
-        limit = self.trusted_before
         found = {}
         for row, inode, change_time in zip(recorded.rows, recorded.inodes, recorded.change_times, strict=True):
             seen = looks.get(row[NAME])
-            if (
-                seen is not None
-                and seen.st_ctime_ns == change_time < limit
-                and seen.st_ino == inode
-                and seen.st_mode == row[MODE]
-                and seen.st_mtime_ns == row[SEC] * NS + row[NSEC]
-                and not stat.S_ISDIR(seen.st_mode)
-                and (not stat.S_ISREG(seen.st_mode) or seen.st_size == row[SIZE])
-            ):
+            if seen is not None and self.is_as_recorded(row, inode, change_time, seen):
                 found[row[NAME]] = row
         return found
 
@@ -134,9 +175,17 @@ def head_and_tail(directory: BaseDirectory) -> tuple[bytes, bytes]:
     return head, b"".join(map(pack, row[KIND:]))
 
 
-def fingerprint(row: Row) -> bytes:
-    """What stands for everything recorded of an inode, for its hard links."""
-    return blake3(b"".join(map(pack, row[1:]))).digest(FINGERPRINT_BYTES)
+def inode_number(seen: os.stat_result, device: int) -> int:
+    """An inode number as facts have it: that of the volume, or a hash where the inode is on another device."""
+    if seen.st_dev == device:
+        return seen.st_ino
+    return int.from_bytes(blake3(seen.st_dev.to_bytes(8, "big") + seen.st_ino.to_bytes(8, "big")).digest(8), "big")
+
+
+def linked_name(seen: os.stat_result, row: Row, device: int) -> LinkedName:
+    """A name, in its packed or to be packed entry, of an inode with several."""
+    fingerprint = blake3(b"".join(map(pack, row[1:]))).digest(FINGERPRINT_BYTES)
+    return LinkedName(row[NAME], Look(inode_number(seen, device), seen.st_ctime_ns, seen.st_nlink, fingerprint))
 
 
 def check_base(reader: ManifestReader, root: bytes) -> None:
@@ -156,6 +205,7 @@ def check_settings(
     hide: tuple[bytes, ...],
     drop_xattrs: tuple[bytes, ...],
     digests: Collection[DigestName],
+    hard_links: HardLinks,
 ) -> None:
     """Raises UsageError when the base was made with others than these."""
     info = reader.info
@@ -164,6 +214,7 @@ def check_settings(
         ("--hide", info.hide, hide),
         ("--drop-xattr", dropped, drop_xattrs),
         ("--digest", set(reader.root.digests), set(digests)),
+        ("--hard-links", info.hard_links, hard_links),
     ):
         if theirs != ours:
             raise UsageError(f"the base was made with another {name}", hint="use the same, or scan without --base")

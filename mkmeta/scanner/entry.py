@@ -8,16 +8,19 @@ import stat
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from mkmeta.codec.objects import xattr_problem
-from mkmeta.codec.packing import array_header, pack
+from mkmeta.codec.acl import mode_without_acl
+from mkmeta.codec.objects import OBJECT_SIZE_MAX, xattr_problem
 from mkmeta.errors import printable
-from mkmeta.model import ID_MAX, NS, PATH_LIMIT, DirectoryKind
-from mkmeta.scanner.base import fingerprint
+from mkmeta.model import ACL_SHADOWS, ID_MAX, NS, PATH_LIMIT, DirectoryKind
+from mkmeta.scanner.base import linked_name
 from mkmeta.scanner.hashing import ContentHasher, Digests
-from mkmeta.scanner.looking import failure, list_xattrs, look, no_xattrs, readlink, same
+from mkmeta.scanner.looking import failure, has_acls, list_acls, list_xattrs, look, no_xattrs, readlink, same
 from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
+from mkmeta.trees.writer import make_own
 
 NFS4_ACL_XATTRS: Final = frozenset({b"system.nfs4_acl", b"system.nfs4_dacl", b"system.nfs4_sacl"})
+ACCESS_ACL: Final = b"system.posix_acl_access"
+_XATTRS_MAX: Final = OBJECT_SIZE_MAX - (64 << 10)  # bytes: with all else, and msgpack's headers, they fit an object
 MOUNT_POINT: Final = "is a mount point, which overlayfs does not follow"
 _NO_DIGESTS: Final = (None, None)
 _NO_OWNER: Final = f"belongs to the invalid ID {ID_MAX + 1}, which no file can be given"
@@ -30,8 +33,11 @@ class EntryReader:
         self.rules = rules
         self.hasher = ContentHasher(rules.digests)
         self._drop_start = rules.drop_xattrs.start()
-        # Where none is to be recorded none is asked for: on NFS each answer takes a request (GETACL, LISTXATTRS)
-        self.list_xattrs = no_xattrs if b"*" in rules.drop_xattrs.sources else list_xattrs
+        # Where none is to be recorded only ACLs are asked for, for what they take from a mode: on NFS each answer takes
+        # a request (GETACL, LISTXATTRS), but none where the mount has no ACLs (NFS 4, or the option noacl)
+        self.list_xattrs: Callable[[bytes, list[bytes]], list[list[str]]] = list_xattrs
+        if b"*" in rules.drop_xattrs.sources:
+            self.list_xattrs = list_acls if has_acls(rules.root_fd) else no_xattrs
 
     def row_once_more(self, prefix: bytes, name: bytes, listing: Listing) -> list[object]:
         """Looks at a name and reads its entry; a second time if it changed meanwhile."""
@@ -70,14 +76,14 @@ class EntryReader:
                 raise Unfaithful(prefix + name, "is an overlayfs whiteout: it hides a name instead of showing one")
             row += device
         if xattr_names:
-            xattrs = self._read_xattrs(prefix, name, xattr_names, listing.tally)
+            row[1], xattrs = self._read_xattrs(prefix, name, mode, xattr_names, listing.tally)
             if xattrs:
                 row.append(xattrs)
             (again,) = look(prefix, [name])
             if not same(again, seen):
                 raise Changed(prefix + name)
         if seen.st_nlink > 1:
-            listing.links.append((seen.st_ino, name, fingerprint(row)))
+            listing.links.append(linked_name(seen, row, self.rules.device))
         if file_type == stat.S_IFREG:
             listing.tally.bytes += seen.st_size
         elif file_type == stat.S_IFLNK:
@@ -107,33 +113,51 @@ class EntryReader:
         if own.st_uid > ID_MAX or own.st_gid > ID_MAX:
             raise Unfaithful(path, _NO_OWNER)
         (xattr_names,) = self.list_xattrs(path, [b"."])
-        xattrs = self._read_xattrs(path, b"", xattr_names, listing.tally) if xattr_names else []
-        fields = pack([path.rpartition(b"/")[2], own.st_mode, own.st_uid, own.st_gid, *divmod(own.st_mtime_ns, NS)])
-        # an array of so few elements has a header of one byte; three more fields follow, and the xattrs
-        listing.head = array_header(10 if xattrs else 9) + fields[1:]
-        listing.tail = pack(int(kind)) + (pack(xattrs) if xattrs else b"")
+        mode, xattrs = self._read_xattrs(path, b"", own.st_mode, xattr_names, listing.tally)
+        fields = [path.rpartition(b"/")[2], mode, own.st_uid, own.st_gid, *divmod(own.st_mtime_ns, NS)]
+        listing.head, listing.tail = make_own(fields, xattrs, kind)
 
-    def _read_xattrs(self, prefix: bytes, name: bytes, xattr_names: list[str], tally: Tally) -> list[bytes]:
-        """Names and values in turn, ascending by name. An empty `name` is the directory at `prefix`."""
+    def _read_xattrs(
+        self, prefix: bytes, name: bytes, mode: int, xattr_names: list[str], tally: Tally
+    ) -> tuple[int, list[bytes]]:
+        """Names and values in turn, ascending by name, and the mode to record with them.
+
+        An empty `name` is the directory at `prefix`. A mode whose ACL is not recorded allows nobody more than that.
+        """
         flat: list[bytes] = []
+        size = 0
         for xattr in sorted(map(os.fsencode, xattr_names)):
             if xattr in NFS4_ACL_XATTRS:
                 tally.nfs4_acl += xattr == b"system.nfs4_acl"
                 continue
+            if xattr in ACL_SHADOWS:
+                continue
             if self.rules.drop_xattrs.advance(self._drop_start, xattr)[1]:
                 tally.dropped_xattrs += 1
+                if xattr == ACCESS_ACL:
+                    try:
+                        mode = mode_without_acl(mode, self._read_xattr(prefix, name, xattr))
+                    except ValueError as problem:
+                        raise Unfaithful(prefix + name, f"has {problem}, and a mode that may stand for more") from None
                 continue
-            problem = xattr_problem(xattr)
-            if problem:
-                why = f"has the xattr {printable(xattr)}, which cannot be carried: {problem}"
+            impossible = xattr_problem(xattr)
+            if impossible:
+                why = f"has the xattr {printable(xattr)}, which cannot be carried: {impossible}"
                 raise Unfaithful(prefix + name, why)
-            try:
-                flat += (xattr, os.getxattr(name or b".", xattr, follow_symlinks=False))
-            except OSError as error:
-                if error.errno in (errno.ENODATA, errno.ERANGE):
-                    raise Changed(prefix + name) from None
-                raise failure(prefix + name, error) from None
-        return flat
+            value = self._read_xattr(prefix, name, xattr)
+            flat += (xattr, value)
+            size += len(xattr) + len(value)
+        if size > _XATTRS_MAX:
+            raise Unfaithful(prefix + name, f"has {size} bytes of xattrs, more than a manifest carries")
+        return mode, flat
+
+    def _read_xattr(self, prefix: bytes, name: bytes, xattr: bytes) -> bytes:
+        try:
+            return os.getxattr(name or b".", xattr, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.ERANGE):
+                raise Changed(prefix + name) from None
+            raise failure(prefix + name, error) from None
 
 
 _T = TypeVar("_T")

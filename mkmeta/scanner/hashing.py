@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from blake3 import blake3
@@ -23,6 +26,9 @@ from mkmeta.model import DigestName
 _BLOCKS: Final = VERITY_HASHES_PER_BLOCK  # read at once: files up to this size, most of all, have one level of hashes
 _BUFFER_SIZE: Final = _BLOCKS * VERITY_BLOCK_SIZE  # bytes
 
+_STAT_BLOCK: Final = 512  # bytes, unit of st_blocks
+_ZEROS: Final = memoryview(bytes(4 << 20))
+
 _one_at_a_time = threading.Lock()  # threads that hash by turns are slowed down less than by fighting for the GIL
 
 Digests = tuple[ContentDigest | None, VerityDigest | None]
@@ -39,6 +45,7 @@ class ContentHasher:
         self._blocks = [
             self._buffer[start : start + VERITY_BLOCK_SIZE] for start in range(0, len(self._buffer), VERITY_BLOCK_SIZE)
         ]
+        self.queued = 0.0  # seconds spent waiting for other threads
         self.of_nothing: Digests = (
             ContentDigest(blake3().digest()) if self.blake3 else None,
             verity_digest(b"") if self.verity else None,
@@ -51,9 +58,20 @@ class ContentHasher:
         """
         filled = os.readv(fd, (self._buffer,))
         if filled == size < _BUFFER_SIZE:  # all there: no need to ask whether there is more, its times would tell
-            with _one_at_a_time:
+            with self._turn():
                 return size, self._digest_buffer(size)
         return self._digest_long(fd, filled)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not _one_at_a_time.acquire(blocking=False):
+            started = time.perf_counter()
+            _one_at_a_time.acquire()
+            self.queued += time.perf_counter() - started
+        try:
+            yield
+        finally:
+            _one_at_a_time.release()
 
     def _digest_buffer(self, size: int) -> Digests:
         """The digests of the first `size` bytes of the buffer."""
@@ -67,30 +85,50 @@ class ContentHasher:
         return content, verity_digest_of_blocks(self._blocks[:blocks], size)
 
     def _digest_long(self, fd: int, filled: int) -> tuple[int, Digests]:
-        """The digests of a file of any size, of which `filled` bytes are in the buffer."""
+        """The digests of a file of any size, of which `filled` bytes are in the buffer. What is a hole is not read."""
         content = blake3() if self.blake3 else None
         verity = VerityHasher() if self.verity else None
+        status = os.fstat(fd)
+        sparse = status.st_blocks * _STAT_BLOCK < status.st_size
         total = 0
-        while filled := self._fill(fd, filled):
+        while filled := self._fill(fd, total, filled):
             piece = self._buffer[:filled]
-            total += filled
-            with _one_at_a_time:
+            with self._turn():
                 if content is not None:
                     content.update(piece)
                 if verity is not None:
                     verity.update(piece)
+            total += filled
             if filled < _BUFFER_SIZE:
                 break
             filled = 0
+            if sparse:
+                total += self._skip_hole(fd, total, content, verity)
         return total, (
             ContentDigest(content.digest()) if content is not None else None,
             verity.digest() if verity is not None else None,
         )
 
-    def _fill(self, fd: int, filled: int) -> int:
-        """Reads until the buffer is full or the file ends: only the last piece may end inside a block."""
+    def _skip_hole(self, fd: int, start: int, content: blake3 | None, verity: VerityHasher | None) -> int:
+        """Hashes the zeros of a hole that begins at `start`, as far as it has whole buffers. Returns how many."""
+        try:
+            data = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # no data any more
+                return 0  # a filesystem that does not tell: it is read
+            data = os.lseek(fd, 0, os.SEEK_END)
+        zeros = (data - start) // _BUFFER_SIZE * _BUFFER_SIZE
+        if zeros and verity is not None:
+            verity.update_zeros(zeros)
+        if content is not None:  # knows no short cut: each piece is hashed with its place
+            for at in range(0, zeros, len(_ZEROS)):
+                content.update(_ZEROS[: min(len(_ZEROS), zeros - at)])
+        return max(zeros, 0)
+
+    def _fill(self, fd: int, start: int, filled: int) -> int:
+        """Reads from `start` on until the buffer is full or the file ends: only the last piece ends inside a block."""
         while filled < _BUFFER_SIZE:
-            count = os.readv(fd, (self._buffer[filled:],))
+            count = os.preadv(fd, (self._buffer[filled:],), start + filled)
             if not count:
                 break
             filled += count

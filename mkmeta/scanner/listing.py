@@ -9,21 +9,36 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from typing import Final
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from mkmeta.codec.packing import array_header, pack
-from mkmeta.errors import FormatError, printable
+from mkmeta.linux.mountinfo import mount_id
 from mkmeta.linux.syscalls import open_beneath
-from mkmeta.model import NAME_MAX, NS, PATH_LIMIT, SIZE_MAX, DirectoryKind
+from mkmeta.model import NAME_MAX, PATH_LIMIT, SIZE_MAX, DirectoryKind
 from mkmeta.pattern import NOWHERE, State
-from mkmeta.scanner.base import BaseDirectory, Recorded, Row, fingerprint, head_and_tail
+from mkmeta.scanner.base import BaseDirectory, Recorded, Row, head_and_tail, inode_number, linked_name
 from mkmeta.scanner.entry import MOUNT_POINT, EntryReader, twice
-from mkmeta.scanner.looking import failure, fstat, is_transient, listdir, look, look_if_there, same
+from mkmeta.scanner.looking import change_directory, failure, fstat, is_transient, listdir, look, look_if_there, same
 from mkmeta.scanner.records import Changed, Child, Listing, ScanRules, Tally, Unfaithful
+from mkmeta.scanner.sharing import Company, Pace, Shared
 
 LARGE_FILE: Final = 8 << 20  # bytes; a larger file is a task of its own, so that no worker is left with all the work
 _DOT: Final = ord(".")
+_name = itemgetter(0)  # of a row
+
+
+class _Inside(NamedTuple):
+    """What holds for all names in one directory of a subtree."""
+
+    prefix: bytes
+    select: State
+    below_hide: dict[bytes, State]
+    recorded: Recorded | None
+    directories: dict[bytes, BaseDirectory]
 
 
 class DirectoryReader(EntryReader):
@@ -37,6 +52,8 @@ class DirectoryReader(EntryReader):
         super().__init__(rules)
         self.matched: set[int] = set()  # selection patterns seen to match
         self.matched_only: set[int] = set()  # those of what is walked
+        self.company: Company | None = None  # other lanes, if there can be any
+        self.pace = Pace()
 
     @property
     def adopted(self) -> bool:
@@ -75,12 +92,15 @@ class DirectoryReader(EntryReader):
         fd = self._enter(path)
         try:
             before = fstat(fd, path)
-            if before.st_dev != self.rules.device:
+            if before.st_dev != self.rules.device and not self._is_same_mount(fd):
                 raise Unfaithful(path, MOUNT_POINT)
             prefix = path + b"/" if path else b""
-            if only is not None and (recorded is not None or kind is DirectoryKind.MERGE):
-                self._read_along(prefix, fd, kind, only, select, hide, listing, recorded)
-                self.describe(path, before, kind, listing)
+            if only is not None:
+                complete = base is not None and base.kind is DirectoryKind.OPAQUE
+                self._read_along(prefix, fd, kind, only, select, hide, listing, recorded, complete=complete)
+                self.describe(path, before, DirectoryKind.MERGE, listing)
+                if kind is DirectoryKind.OPAQUE and not same(fstat(fd, path), before):
+                    raise Changed(path)
                 return listing
             as_before = base is not None and self._is_same(base, kind, before, select, hide)
             if kind is DirectoryKind.MERGE:
@@ -89,10 +109,10 @@ class DirectoryReader(EntryReader):
                 self._read_merge(prefix, names, select, hide, listing, recorded)
             elif as_before and recorded is not None:
                 if recorded.places or not self._is_all_as_recorded(recorded, listing):
-                    self._read_opaque(prefix, recorded.names(), select, hide, listing, recorded)
+                    self._read_opaque(prefix, fd, recorded.names(), select, hide, listing, recorded)
             else:
                 names = self._lasting(prefix, sorted(listdir(fd, path)), listing.tally)
-                self._read_opaque(prefix, names, select, hide, listing, recorded)
+                self._read_opaque(prefix, fd, names, select, hide, listing, recorded)
             if as_before and base is not None:  # its names were not listed, and its attributes cannot have changed
                 listing.head, listing.tail = head_and_tail(base)
                 return listing
@@ -112,6 +132,8 @@ class DirectoryReader(EntryReader):
             raise Changed(path)
         listing.pieces = [pack(self.row(parent + slash, name, seen, xattr_names, listing))]
         listing.entries = 1
+        if _is_linked(seen):
+            listing.linked[0] = seen.st_nlink
         return listing
 
     def _enter(self, path: bytes) -> int:
@@ -122,8 +144,19 @@ class DirectoryReader(EntryReader):
             if error.errno == errno.EXDEV:
                 raise Unfaithful(path, MOUNT_POINT) from None
             raise failure(path, error) from None
-        os.fchdir(fd)
+        try:
+            change_directory(fd, path)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
+
+    def _is_same_mount(self, fd: int) -> bool:
+        """Whether a directory on another device is on the root's mount all the same, as a btrfs subvolume is."""
+        try:
+            return mount_id(fd) == mount_id(self.rules.root_fd)
+        except OSError:
+            return False  # without /proc
 
     def _is_same(
         self, base: BaseDirectory, kind: DirectoryKind, seen: os.stat_result, select: State, hide: State
@@ -139,6 +172,7 @@ class DirectoryReader(EntryReader):
     def _read_opaque(
         self,
         prefix: bytes,
+        fd: int,
         names: list[bytes],
         select: State,
         hide: State,
@@ -149,9 +183,44 @@ class DirectoryReader(EntryReader):
         below_hide: dict[bytes, State] = {}  # what is not in it leads nowhere
         if hide:
             names, below_hide = self._visible(names, hide, listing.tally)
+        directories = recorded.directories() if recorded is not None else {}
+        inside = _Inside(prefix, select, below_hide, recorded, directories)
+        parts = self._shared(
+            prefix[:-1], fd, len(names), lambda reader, start, stop: reader._read_some(inside, names[start:stop])
+        )
+        listing.join(parts)
+        if recorded is not None and all(part.same for part in parts):
+            listing.same = listing.inodes == recorded.inodes and listing.change_times == recorded.change_times
+
+    def _shared(
+        self, path: bytes, fd: int, names: int, work: Callable[[DirectoryReader, int, int], Listing]
+    ) -> list[Listing]:
+        """What is found about the names of the working directory, open as `fd`, by turns or at once."""
+        if self.company is not None and names > 2 * self.pace.names:
+            return self.company.share(Shared(path, fd, names, work))
+        started = time.perf_counter()
+        found = work(self, 0, names)
+        self.pace.count(names, time.perf_counter() - started)
+        return [found]
+
+    def _read_some(self, inside: _Inside, names: list[bytes]) -> Listing:
+        """Some of the names in a directory of a subtree. Raises what the first of them alone would, if any would."""
+        try:
+            return self._read_at_once(inside, names)
+        except Unfaithful as problem:
+            if len(names) == 1 or problem.path == inside.prefix + names[0]:
+                raise
+        listing = Listing()
+        parts = [self._read_at_once(inside, [name]) for name in names]
+        listing.join(parts)
+        listing.same = all(part.same for part in parts)
+        return listing
+
+    def _read_at_once(self, inside: _Inside, names: list[bytes]) -> Listing:
+        listing = Listing()
+        prefix, select, below_hide, recorded, directories = inside
         looks = look(prefix, names)  # all of one kind of call after the other: half the time of taking turns
         unchanged = self._unchanged(recorded, names, looks)
-        directories = recorded.directories() if recorded is not None else {}
         changed = [name for name in names if name not in unchanged] if unchanged else names
         xattrs = dict(zip(changed, self.list_xattrs(prefix, changed), strict=True))
         crowded = bool(self.rules.mount_points) or len(prefix) > PATH_LIMIT - NAME_MAX
@@ -164,7 +233,7 @@ class DirectoryReader(EntryReader):
                 self.check_place(prefix + name)
             mode = seen.st_mode
             if name in unchanged:
-                rows.append(_take_over(unchanged[name], seen, listing))
+                rows.append(_take_over(unchanged[name], seen, listing, self.rules.device))
             elif stat.S_ISDIR(mode) or (seen.st_size > large and stat.S_ISREG(mode)):
                 kind = DirectoryKind.OPAQUE if stat.S_ISDIR(mode) else None
                 below = below_hide.get(name, NOWHERE)
@@ -176,10 +245,16 @@ class DirectoryReader(EntryReader):
                 rows.append(self.row(prefix, name, seen, xattrs[name], listing))
                 read += 1
         _add_piece(rows, listing)
-        listing.inodes = [seen.st_ino for seen in looks]
+        device = self.rules.device
+        if all(seen.st_dev == device for seen in looks):
+            listing.inodes = [seen.st_ino for seen in looks]
+        else:
+            listing.inodes = [inode_number(seen, device) for seen in looks]
         listing.change_times = [seen.st_ctime_ns for seen in looks]
-        if recorded is not None and not read:
-            listing.same = listing.inodes == recorded.inodes and listing.change_times == recorded.change_times
+        if listing.links:
+            listing.linked = {number: seen.st_nlink for number, seen in enumerate(looks) if _is_linked(seen)}
+        listing.same = recorded is not None and not read
+        return listing
 
     def _is_all_as_recorded(self, recorded: Recorded, listing: Listing) -> bool:
         """Whether each entry of a directory without directories is unchanged; then the listing is complete.
@@ -189,34 +264,31 @@ class DirectoryReader(EntryReader):
         base = self.rules.base
         if base is None or self.rules.mount_points:
             return False
-        limit, regular = base.trusted_before, stat.S_IFREG
         tally = Tally(unchanged=len(recorded.rows))
         links = []
+        linked = {}
+        device = self.rules.device
         try:
-            for row, inode, change_time in zip(recorded.rows, recorded.inodes, recorded.change_times, strict=True):
+            for number, (row, inode, change_time) in enumerate(
+                zip(recorded.rows, recorded.inodes, recorded.change_times, strict=True)
+            ):
                 seen = os.lstat(row[0])
-                if not (
-                    seen.st_ctime_ns == change_time < limit
-                    and seen.st_ino == inode
-                    and seen.st_mode == row[1]
-                    and seen.st_mtime_ns == row[4] * NS + row[5]
-                ):
+                if not base.is_as_recorded(row, inode, change_time, seen):
                     return False
                 file_type = stat.S_IFMT(row[1])
-                if file_type == regular:
-                    if seen.st_size != row[6]:
-                        return False
+                if file_type == stat.S_IFREG:
                     tally.bytes += seen.st_size
                 elif file_type == stat.S_IFLNK:
                     tally.symlinks += 1
                 else:
                     tally.others += 1
                 if seen.st_nlink > 1:
-                    links.append((inode, row[0], fingerprint(row)))
+                    linked[number] = seen.st_nlink
+                    links.append(linked_name(seen, row, device))
         except OSError:
             return False  # whoever looks once more will say what it is
         listing.entries = len(recorded.rows)
-        listing.tally, listing.links, listing.same = tally, links, True
+        listing.tally, listing.links, listing.linked, listing.same = tally, links, linked, True
         listing.inodes, listing.change_times = recorded.inodes, recorded.change_times
         if not base.adopted:
             listing.pieces = [pack(recorded.rows)[len(array_header(len(recorded.rows))) :]]
@@ -225,8 +297,14 @@ class DirectoryReader(EntryReader):
     def _unchanged(
         self, recorded: Recorded | None, names: list[bytes], looks: list[os.stat_result]
     ) -> dict[bytes, Row]:
-        if recorded is None or self.rules.base is None:
+        """The entries of the base for those of the names, which ascend, that are as they were."""
+        if recorded is None or self.rules.base is None or not names:
             return {}
+        rows = recorded.rows
+        start, stop = bisect_left(rows, names[0], key=_name), bisect_right(rows, names[-1], key=_name)
+        if stop - start < len(rows):
+            inodes, change_times = recorded.inodes[start:stop], recorded.change_times[start:stop]
+            recorded = Recorded(rows[start:stop], inodes, change_times, [])
         return self.rules.base.unchanged(recorded, dict(zip(names, looks, strict=True)))
 
     def _lasting(self, prefix: bytes, names: list[bytes], tally: Tally) -> list[bytes]:
@@ -290,7 +368,7 @@ class DirectoryReader(EntryReader):
                     _add_piece(rows, listing)
                     rows = []
                 elif unchanged := self._unchanged(recorded, [name], [seen]):
-                    rows.append(_take_over(unchanged[name], seen, listing))
+                    rows.append(_take_over(unchanged[name], seen, listing, self.rules.device))
                 else:
                     rows.append(self.row_once_more(prefix, name, listing))
             except Unfaithful as problem:
@@ -299,9 +377,15 @@ class DirectoryReader(EntryReader):
             except Changed as change:
                 listing.left_out.append((change.path, "changed while it was read"))
                 continue
-            listing.inodes.append(seen.st_ino)
-            listing.change_times.append(seen.st_ctime_ns)
+            self._add_look(seen, listing)
         _add_piece(rows, listing)
+
+    def _add_look(self, seen: os.stat_result, listing: Listing) -> None:
+        """Adds the facts of an entry."""
+        if _is_linked(seen):
+            listing.linked[len(listing.inodes)] = seen.st_nlink
+        listing.inodes.append(inode_number(seen, self.rules.device))
+        listing.change_times.append(seen.st_ctime_ns)
 
     def _read_along(
         self,
@@ -313,112 +397,79 @@ class DirectoryReader(EntryReader):
         hide: State,
         listing: Listing,
         recorded: Recorded | None,
+        *,
+        complete: bool,
     ) -> None:
-        """A directory on the way to what is walked: the rest of it is what the base has, and is not looked at."""
+        """A directory on the way to what is to be looked at, in a subtree (opaque) or not: nothing but that.
+
+        What is below a directory of a subtree that the base does not have, or that is another one now, is looked at as
+        a whole. So is, whatever the patterns say, a name that is not in a directory of which the base is `complete`.
+        """
         patterns = self.rules.only
         assert patterns is not None
-        listing.along = True
-        there = recorded.names() if recorded is not None else []
-        candidates = patterns.names(only)
-        if candidates is None:
-            candidates = {*self._lasting(prefix, sorted(listdir(fd, prefix[:-1])), listing.tally), *there}
-        steps = {name: patterns.advance(only, name) for name in candidates}
-        steps = {name: step for name, step in steps.items() if step[0] or step[1]}
+        inside = kind is DirectoryKind.OPAQUE
+        there = set(recorded.names()) if recorded is not None else set()
+        directories = recorded.directories() if recorded is not None else {}
+        wanted = None if inside else patterns.names(only)
+        listed = self._lasting(prefix, sorted(listdir(fd, prefix[:-1])), Tally()) if wanted is None else sorted(wanted)
+        if wanted is None:
+            listing.gone += sorted(there.difference(listed))
         rows: list[list[object]] = []
-        for name, row, inode, change_time, base in _merged(steps, recorded):
-            if name not in steps:
-                position = len(listing.inodes)
-                if stat.S_ISDIR(row[1]):
-                    if base is None:
-                        raise FormatError(f"base: '{printable(prefix + name)}' has no facts")
-                    listing.children.append(Child(name, base.kind, NOWHERE, NOWHERE, position, base, kept=True))
+        for name in listed:
+            below_only, matched = patterns.advance(only, name)
+            whole = bool(matched) or (complete and name not in there)
+            if not whole and not below_only:
+                continue
+            below_select, selected = self.rules.select.advance(select, name)
+            if not inside and not selected and not below_select:
+                continue
+            below_hide = NOWHERE
+            if hide:
+                below_hide, hidden = self.rules.hide.advance(hide, name)
+                if hidden:
+                    continue
+            opaque = inside or bool(selected)
+            try:
+                seen = look_if_there(prefix, name)
+                if seen is None:
+                    listing.gone.append(name)
+                    continue
+                is_directory = stat.S_ISDIR(seen.st_mode)
+                if opaque and not whole:
+                    base = directories.get(name)
+                    whole = not is_directory or base is None or base.inode != inode_number(seen, self.rules.device)
+                if not (opaque or is_directory) or (name[0] == _DOT and is_transient(prefix, name, listing.tally)):
+                    listing.gone.append(name)
+                    continue
+                self.matched.update(selected)
+                self.matched_only.update(matched)
+                if whole:  # what patterns lead to in it is looked at as well, there or not
+                    self.matched_only.update(number for number, _ in below_only)
+                self.check_place(prefix + name)
+                if is_directory or (seen.st_size > LARGE_FILE and stat.S_ISREG(seen.st_mode)):
+                    below = (DirectoryKind.OPAQUE if opaque else DirectoryKind.MERGE) if is_directory else None
+                    base, further = directories.get(name), None if whole else below_only
+                    position = len(listing.inodes)
+                    listing.children.append(Child(name, below, below_select, below_hide, position, base, further))
                     _add_piece(rows, listing)
                     rows = []
                 else:
-                    listing.tally.kept += 1
-                    rows.append(row)
-                listing.inodes.append(inode)
-                listing.change_times.append(change_time)
-                continue
-            below_only, matched = steps[name]
-            self.matched_only.update(matched if row else ())
-            children = len(listing.children)
-            try:
-                rows = self._step(
-                    prefix, name, kind, None if matched else below_only, select, hide, listing, rows, base, matched
-                )
+                    rows.append(self.row_once_more(prefix, name, listing))
             except Unfaithful as problem:
-                if kind is DirectoryKind.OPAQUE:
-                    raise
                 listing.left_out.append((problem.path, problem.why))
-            except Changed:
-                pass  # it is not there, or not any more
-            further = len(listing.children) > children and listing.children[-1].only is not None
-            if row and not (further and base is not None):
-                listing.replaced.append(pack(row))
+                continue
+            except Changed as change:
+                listing.left_out.append((change.path, "changed while it was read"))
+                continue
+            self._add_look(seen, listing)
         _add_piece(rows, listing)
 
-    def _step(
-        self,
-        prefix: bytes,
-        name: bytes,
-        kind: DirectoryKind,
-        only: State | None,
-        select: State,
-        hide: State,
-        listing: Listing,
-        rows: list[list[object]],
-        base: BaseDirectory | None,
-        matched: list[int],
-    ) -> list[list[object]]:
-        """One name on the way, or at its end. Returns the rows that are not in a piece yet."""
-        below_select, selected = self.rules.select.advance(select, name)
-        if kind is DirectoryKind.MERGE and not selected and not below_select:
-            return rows
-        below_hide = NOWHERE
-        if hide:
-            below_hide, hidden = self.rules.hide.advance(hide, name)
-            if hidden:
-                listing.tally.hidden += 1
-                return rows
-        (seen,) = look(prefix, [name])
-        self.matched_only.update(matched)
-        is_directory = stat.S_ISDIR(seen.st_mode)
-        opaque = kind is DirectoryKind.OPAQUE or bool(selected)
-        if not (opaque or is_directory) or (name[0] == _DOT and is_transient(prefix, name, listing.tally)):
-            return rows
-        self.matched.update(selected)
-        self.check_place(prefix + name)
-        if is_directory or (seen.st_size > LARGE_FILE and stat.S_ISREG(seen.st_mode)):
-            below = (DirectoryKind.OPAQUE if opaque else DirectoryKind.MERGE) if is_directory else None
-            if base is None and below is DirectoryKind.OPAQUE:
-                only = None  # complete or not at all
-            position = len(listing.inodes)
-            listing.children.append(Child(name, below, below_select, below_hide, position, base, only))
-            _add_piece(rows, listing)
-            rows = []
-        else:
-            rows.append(self.row_once_more(prefix, name, listing))
-        listing.inodes.append(seen.st_ino)
-        listing.change_times.append(seen.st_ctime_ns)
-        return rows
+
+def _is_linked(seen: os.stat_result) -> bool:
+    return seen.st_nlink > 1 and not stat.S_ISDIR(seen.st_mode)
 
 
-def _merged(
-    steps: Iterable[bytes], recorded: Recorded | None
-) -> Iterator[tuple[bytes, Row, int, int, BaseDirectory | None]]:
-    """Names of the base and others, ascending; with entry, inode, change time and directory where the base has it."""
-    found: dict[bytes, tuple[bytes, Row, int, int, BaseDirectory | None]] = {
-        name: (name, [], 0, 0, None) for name in steps
-    }
-    if recorded is not None:
-        directories = recorded.directories()
-        for row, inode, change_time in zip(recorded.rows, recorded.inodes, recorded.change_times, strict=True):
-            found[row[0]] = (row[0], row, inode, change_time, directories.get(row[0]))
-    return iter([found[name] for name in sorted(found)])
-
-
-def _take_over(row: Row, seen: os.stat_result, listing: Listing) -> Row:
+def _take_over(row: Row, seen: os.stat_result, listing: Listing, device: int) -> Row:
     """The entry of the base for something that is as it was."""
     tally = listing.tally
     tally.unchanged += 1
@@ -429,7 +480,7 @@ def _take_over(row: Row, seen: os.stat_result, listing: Listing) -> Row:
     else:
         tally.others += 1
     if seen.st_nlink > 1:
-        listing.links.append((seen.st_ino, row[0], fingerprint(row)))
+        listing.links.append(linked_name(seen, row, device))
     return row
 
 

@@ -6,12 +6,17 @@ import errno
 import os
 import re
 import stat
+import time
 from typing import Final
 
 from mkmeta.errors import reason
+from mkmeta.linux.names import list_names
 from mkmeta.model import SYMLINK_TARGET_MAX
 from mkmeta.scanner.records import Changed, Tally, Unfaithful
 
+_CONTENT: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_LEASE_WAITS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2)  # seconds: who yields does so at once
+_ACCESS_ACL: Final = "system.posix_acl_access"
 SNAPSHOT_NAME: Final = b".snapshot"  # how filers show older states of a directory
 # Names the NFS client gives to files deleted while open: ".nfs", file ID, counter (fs/nfs/unlink.c, nfs_sillyrename)
 SILLY_RENAMED = re.compile(rb"\.nfs[0-9a-f]{16,}")
@@ -20,8 +25,16 @@ _GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP})
 
 
 def open_content(name: bytes) -> int:
-    """Opens a file of the working directory for hashing. Not blocking: it may have become a fifo."""
-    return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    """Opens a file of the working directory for hashing. Not blocking: it may have become a fifo.
+
+    Somebody may hold a lease on it (fcntl(2), F_SETLEASE). The first attempt tells the holder, who is given some time.
+    """
+    for wait in _LEASE_WAITS:
+        try:
+            return os.open(name, _CONTENT)
+        except BlockingIOError:
+            time.sleep(wait)
+    return os.open(name, _CONTENT)
 
 
 def same(seen: os.stat_result, before: os.stat_result) -> bool:
@@ -42,10 +55,18 @@ def fstat(fd: int, path: bytes) -> os.stat_result:
         raise failure(path, error) from None
 
 
+def change_directory(fd: int, path: bytes) -> None:
+    """Makes an open directory the working directory of this thread."""
+    try:
+        os.fchdir(fd)
+    except OSError as error:
+        raise failure(path, error) from None
+
+
 def listdir(fd: int, path: bytes) -> set[bytes]:
     """The names in an open directory: opening it once more would be one more question to a file server."""
     try:
-        return set(map(os.fsencode, os.listdir(fd)))
+        return set(list_names(fd))
     except OSError as error:
         raise failure(path, error) from None
 
@@ -87,6 +108,29 @@ def list_xattrs(prefix: bytes, names: list[bytes]) -> list[list[str]]:
         raise failure(prefix + (b"" if error.filename == b"." else error.filename), error) from None
 
 
+def has_acls(fd: int) -> bool:
+    """Whether the filesystem that an open directory is on may have POSIX ACLs. Another error is met again later."""
+    try:
+        os.getxattr(fd, _ACCESS_ACL)
+    except OSError as error:
+        return error.errno != errno.EOPNOTSUPP
+    return True
+
+
+def list_acls(prefix: bytes, names: list[bytes]) -> list[list[str]]:
+    """Like `list_xattrs`, of access ACLs alone. Raises Unfaithful, Changed."""
+    found: list[list[str]] = []
+    for name in names:
+        try:
+            os.getxattr(name, _ACCESS_ACL, follow_symlinks=False)
+            found.append([_ACCESS_ACL])
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):  # a symbolic link has none
+                raise failure(prefix + (b"" if name == b"." else name), error) from None
+            found.append([])
+    return found
+
+
 def no_xattrs(_prefix: bytes, names: list[bytes]) -> list[list[str]]:
     return [[]] * len(names)
 
@@ -109,13 +153,13 @@ def failure(path: bytes, error: OSError) -> Exception:
 
 
 def is_transient(prefix: bytes, name: bytes, tally: Tally) -> bool:
-    """Whether a name is one of those that server and client make up and take away."""
-    if name == SNAPSHOT_NAME:
-        (seen,) = look(prefix, [name])
-        if stat.S_ISDIR(seen.st_mode):
-            tally.snapshots += 1
-            return True
-    if SILLY_RENAMED.fullmatch(name):
-        tally.silly_renamed += 1
-        return True
-    return False
+    """Whether a name is one of those that server and client make up and take away: some directories, some files."""
+    is_snapshot = name == SNAPSHOT_NAME
+    if not is_snapshot and not SILLY_RENAMED.fullmatch(name):
+        return False
+    (seen,) = look(prefix, [name])
+    if stat.S_ISDIR(seen.st_mode) is not is_snapshot:
+        return False
+    tally.snapshots += is_snapshot
+    tally.silly_renamed += not is_snapshot
+    return True

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from operator import add
 from typing import NamedTuple
 
-from mkmeta.model import DigestName, DirectoryKind
+from mkmeta.model import Counts, DigestName, DirectoryKind
 from mkmeta.pattern import Patterns, State
 from mkmeta.scanner.base import Base, BaseDirectory
+from mkmeta.trees.writer import LinkedName
 
 
 class Unfaithful(Exception):
@@ -39,28 +39,6 @@ class Child(NamedTuple):
     position: int  # among the entries
     base: BaseDirectory | None = None  # what the base has there
     only: State | None = None  # None: everything below is walked
-    kept: bool = False  # taken from the base as it is
-
-
-class Counts(NamedTuple):
-    """What was recorded, and what was left out on purpose."""
-
-    dirs: int = 0
-    skeleton: int = 0  # merge directories, not in dirs
-    files: int = 0
-    symlinks: int = 0
-    others: int = 0  # fifos, sockets, devices
-    bytes: int = 0  # st_size of all files
-    hidden: int = 0  # names left out by --hide
-    snapshots: int = 0  # .snapshot directories left out
-    silly_renamed: int = 0  # .nfsXXXX files left out
-    nfs4_acl: int = 0  # entries with an NFSv4 ACL, which is not recorded
-    dropped_xattrs: int = 0  # left out by --drop-xattr
-    unchanged: int = 0  # not read, since they are as in the base
-
-    def plus(self, other: Iterable[int]) -> Counts:
-        """The sums with what another Counts, or a plain tuple of its fields, holds."""
-        return Counts(*map(add, self, other))
 
 
 @dataclass(slots=True)
@@ -76,7 +54,18 @@ class Tally:
     nfs4_acl: int = 0
     dropped_xattrs: int = 0
     unchanged: int = 0
-    kept: int = 0  # rows taken from the base without a look: counted there
+
+    def add(self, other: Tally) -> None:
+        """Adds what another one counted."""
+        self.symlinks += other.symlinks
+        self.others += other.others
+        self.bytes += other.bytes
+        self.hidden += other.hidden
+        self.snapshots += other.snapshots
+        self.silly_renamed += other.silly_renamed
+        self.nfs4_acl += other.nfs4_acl
+        self.dropped_xattrs += other.dropped_xattrs
+        self.unchanged += other.unchanged
 
 
 @dataclass(slots=True)
@@ -92,31 +81,48 @@ class Listing:
     children: list[Child] = field(default_factory=list)
     inodes: list[int] = field(default_factory=list)  # per entry, children included
     change_times: list[int] = field(default_factory=list)
-    links: list[tuple[int, bytes, bytes]] = field(default_factory=list)  # inode, name, fingerprint
+    linked: dict[int, int] = field(default_factory=dict)  # position of an entry: names of its inode, where several
+    links: list[LinkedName] = field(default_factory=list)  # those of them that are no children
     left_out: list[tuple[bytes, str]] = field(default_factory=list)  # entries of a merge directory: path, why
-    replaced: list[bytes] = field(default_factory=list)  # packed entries of the base that were looked at anew
-    along: bool = False  # only part of it was looked at
+    gone: list[bytes] = field(default_factory=list)  # names the base has on the way, and that are not there
     same: bool = False  # entries and their facts are those of the base, directories apart
     head: bytes = b""  # the directory's own entry, up to the ID of its object
     tail: bytes = b""  # the rest of it, after the number of entries
     tally: Tally = field(default_factory=Tally)
 
-    def counts(self, kind: DirectoryKind | None) -> tuple[int, ...]:
-        """The fields of Counts for this listing, which was of a directory of this kind or, None, a large file."""
+    def join(self, parts: list[Listing]) -> None:
+        """Adds the entries of parts that follow each other."""
+        runs: list[list[bytes]] = [[]]
+        for part in parts:
+            start = len(self.inodes)
+            self.entries += part.entries
+            runs[-1].append(part.pieces[0])
+            runs += ([piece] for piece in part.pieces[1:])
+            if part.children:
+                self.children += (child._replace(position=start + child.position) for child in part.children)
+            self.inodes += part.inodes
+            self.change_times += part.change_times
+            if part.linked:
+                self.linked.update({start + position: nlink for position, nlink in part.linked.items()})
+            self.links += part.links
+            self.tally.add(part.tally)
+        self.pieces += map(b"".join, runs)
+
+    def counts(self) -> Counts:
+        """What the entries in the pieces are, and what was left out on purpose."""
         tally = self.tally
-        return (
-            kind is DirectoryKind.OPAQUE,
-            0,
-            self.entries - tally.symlinks - tally.others - tally.kept,
-            tally.symlinks,
-            tally.others,
-            tally.bytes,
-            tally.hidden,
-            tally.snapshots,
-            tally.silly_renamed,
-            tally.nfs4_acl,
-            tally.dropped_xattrs,
-            tally.unchanged,
+        return Counts(
+            files=self.entries - tally.symlinks - tally.others,
+            symlinks=tally.symlinks,
+            others=tally.others,
+            bytes=tally.bytes,
+            linked=len(self.links),
+            hidden=tally.hidden,
+            snapshots=tally.snapshots,
+            silly_renamed=tally.silly_renamed,
+            nfs4_acl=tally.nfs4_acl,
+            dropped_xattrs=tally.dropped_xattrs,
+            unchanged=tally.unchanged,
         )
 
 

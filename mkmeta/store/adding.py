@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from mkmeta.compiler.build import BuildOptions, BuildResult, Progress, build, check_id
-from mkmeta.compiler.removal import remove_tree
-from mkmeta.compiler.staging import make_locked
+from mkmeta.build import BuildOptions, BuildResult, Progress, build, check_id, sink_for
 from mkmeta.errors import BuildError, StoreError, TooNewError, reason
 from mkmeta.linux.process import ending_signals_held
+from mkmeta.linux.remove_tree import remove_tree
 from mkmeta.linux.syscalls import RENAME_NOREPLACE, renameat2
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import DigestName
+from mkmeta.sinks.directory.staging import make_locked
 from mkmeta.store.generation import ABOUT, GENERATIONS, LAYER, MANIFEST, SHORT_ID_DIGITS, About, Generation
 from mkmeta.store.record import NUMBER_MAX, write_file
 from mkmeta.store.removal import NEW, remove_unfinished
@@ -45,7 +45,7 @@ def add(
     progress: Progress = lambda _done, _total: None,
     purpose: str = "build",
 ) -> Added:
-    """Builds the layer of a manifest as a generation, unless it is there; `swap` and `discard` mean nothing here.
+    """Builds the layer of a manifest as a generation, unless it is there.
 
     With a `number`, that becomes or is the generation's, as a client's which follows a pointer; else it is the next.
     Waits for another builder up to `wait` seconds. Raises IdMismatchError and FormatError before anything is written,
@@ -81,6 +81,7 @@ def _about(reader: ManifestReader, options: BuildOptions) -> About:
     plan = options.plan
     return About(
         id=reader.id,
+        kind=options.kind,
         root=reader.info.root,
         redirect_prefix=plan.prefix,
         userxattr=plan.userxattr,
@@ -147,7 +148,7 @@ def _fill(
         check_id(kept, reader.id)
         dest = os.path.join(unfinished.path, LAYER)
         try:
-            result = build(kept, dest, replace(options, swap=False, discard=False), progress)  # ends with syncfs
+            result = build(kept, sink_for(dest, options), options, progress)  # ends with syncfs
         except BuildError as error:
             if error.path is not None and error.path.startswith(unfinished.path):
                 error.path = unfinished.store.path  # a name nobody knows, and that is gone

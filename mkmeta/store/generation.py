@@ -11,6 +11,7 @@ from typing import Final, Self
 from mkmeta.codec.metacopy import encode_redirect
 from mkmeta.digest import ObjectId
 from mkmeta.errors import StoreError, path_fields, reason
+from mkmeta.sinks.protocol import LayerKind
 from mkmeta.store.record import NUMBER_MAX, Record, encode, utc_now
 
 GENERATIONS: Final = b"generations"  # the directory of them, in the store
@@ -30,6 +31,7 @@ class About:
     """How a generation was built."""
 
     id: ObjectId
+    kind: LayerKind
     root: bytes  # the directory that was scanned
     redirect_prefix: bytes  # where that lies below the lower layer; empty: it is the lower layer
     userxattr: bool  # the layer's overlayfs xattrs are user.overlay.*
@@ -39,18 +41,17 @@ class About:
 
     def is_alike(self, other: About) -> bool:
         """Whether the layers are the same."""
-        return (self.id, self.redirect_prefix, self.userxattr, self.verity) == (
-            other.id,
-            other.redirect_prefix,
-            other.userxattr,
-            other.verity,
-        )
+        return self._how() == other._how()
+
+    def _how(self) -> tuple[object, ...]:
+        return self.id, self.kind, self.redirect_prefix, self.userxattr, self.verity
 
     def encode(self, number: int) -> bytes:
         """The generation.json of generation `number`, complete now."""
         fields: dict[str, object] = {
             "number": number,
             "id": self.id.hex(),
+            "kind": str(self.kind),
             **path_fields(self.root, "root"),
             **path_fields(self.redirect_prefix, "redirect_prefix"),
             "userxattr": self.userxattr,
@@ -59,6 +60,18 @@ class About:
             "built": utc_now(),
         }
         return encode(_KIND, fields)
+
+
+def _kind(record: Record) -> LayerKind:
+    """What the layer is. Raises StoreError for what only a newer mkmeta knows."""
+    kind = record.word("kind", default=LayerKind.DIRECTORY)
+    if kind not in list(LayerKind):
+        raise StoreError(
+            f"its layer is of the kind {kind!r}, this mkmeta knows: {', '.join(LayerKind)}",
+            path=record.path,
+            hint="use a newer mkmeta",
+        )
+    return LayerKind(kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +144,7 @@ class Generation:
     def _about(self, record: Record) -> About:
         about = About(
             id=record.object_id("id"),
+            kind=_kind(record),
             root=record.path_of("root"),
             redirect_prefix=record.path_of("redirect_prefix"),
             userxattr=record.flag("userxattr"),

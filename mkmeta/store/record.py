@@ -30,6 +30,7 @@ NUMBER_MAX: Final = 2**53 - 1  # FORMAT: what every JSON reader takes for an exa
 _VERSION = 1
 _ATTEMPTS = 3  # at a file that is replaced, on NFS, between being found and being read
 _ID = re.compile(rf"[0-9a-f]{{{2 * DIGEST_SIZE}}}")
+_WORD = re.compile(r"[a-z]{1,32}")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 
 
@@ -103,6 +104,13 @@ class Record:
         value = self.fields.get(key)
         if type(value) is not bool:
             self._bad(key, "is neither true nor false")
+        return value
+
+    def word(self, key: str, *, default: str) -> str:
+        """A word of lower-case letters, or `default` when there is none."""
+        value = self.fields.get(key, default)
+        if not isinstance(value, str) or not _WORD.fullmatch(value):
+            self._bad(key, "is not a word")
         return value
 
     def object_id(self, key: str) -> ObjectId:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from mkmeta.compiler.staging import remove_if_free
 from mkmeta.errors import StoreError, reason
+from mkmeta.linux.names import list_names
 from mkmeta.linux.syscalls import RENAME_NOREPLACE, open_beneath, renameat2
+from mkmeta.sinks.directory.staging import remove_if_free
 from mkmeta.store.generation import GENERATIONS, Generation
 from mkmeta.store.store import Store
 
@@ -67,7 +68,7 @@ def _remove(store: Store, pattern: re.Pattern[bytes], removed: Callable[[], None
     stubborn = []
     try:
         with _generations(store) as generations:
-            for name in filter(pattern.fullmatch, map(os.fsencode, os.listdir(generations))):
+            for name in filter(pattern.fullmatch, list_names(generations)):
                 try:
                     fd = open_beneath(name, _OPEN_DIRECTORY, dir_fd=generations)
                     try:

@@ -1,43 +1,45 @@
-"""Hard links of a tree that is put together from parts: which names are one inode.
+"""Hard links of a tree that is put together: which names are one inode.
 
-What a scan knows by inode number is known here by the facts of the inputs. Without facts, there are only the rows of
-each: names that are one inode in any input are one in the result, but two names that no single input has both of stay
-two files.
+Two names are one inode when the looks at them prove it: the same inode number, change time and number of names,
+everything recorded of them equal, and not more of them than the inode has. They are recorded as one when, besides, they
+are in one subtree, so that no file of a release is reached by a path of another; or, with HardLinks.ALL, anywhere.
+
+Memory does not grow with the number of names: they are sorted on disk.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Sequence
-from typing import Self
+from collections.abc import Container, Iterable, Iterator
+from itertools import groupby
+from typing import Final, NamedTuple, Self
 
-from blake3 import blake3
+from mkmeta.manifest.sorter import ExternalSorter
+from mkmeta.model import HardLinks, LinkRow, PrimaryRow, tree_order
 
-from mkmeta.codec.objects import encode_entry
-from mkmeta.errors import MkmetaError, ScanError
-from mkmeta.manifest.links import FINGERPRINT_BYTES, LinkCollector
-from mkmeta.manifest.reader import ManifestReader
-from mkmeta.model import LinkRow, Node, PrimaryRow, tree_order
+FINGERPRINT_BYTES: Final = 8
+_END = b"\0\0"  # after a path's key: sorts before a longer path, and no name is empty, so it cannot be part of one
+_LENGTH_BYTES = 2  # of the length of a path
+_COUNT_BYTES = 4
+_LOOK_BYTES = 8 + 8 + 4 + FINGERPRINT_BYTES
+_TIME_BIAS = 2**63
+_GROUP_BYTES: Final = 4 << 20  # bytes of paths of one inode; names of one with more are recorded apart
 
-_LABEL_BYTES = 8
+
+class Look(NamedTuple):
+    """What a look at a name found, by which it is known that another name is the same inode."""
+
+    inode: int  # as facts have it
+    change_time: int  # ns since the epoch
+    nlink: int  # names of the inode on the volume, 2 or more
+    fingerprint: bytes  # stands for everything recorded of the inode
 
 
-class LinkNames:
-    """Takes the names of the result in tree order; gives its rows at the end. A context manager.
+class LinkCollector:
+    """Takes names of inodes that have several, in any order; gives link rows at the end. A context manager."""
 
-    Memory does not grow with the number of links, but without facts with that of inodes for which the inputs have names
-    that overlap, and primaries that differ.
-    """
-
-    def __init__(self, readers: Sequence[ManifestReader], *, by_inode: bool, split: bool = False) -> None:
-        """`by_inode`: the inputs have facts. `split`: names recorded in different ways are no links, instead of an
-        error. The links of the inputs are true: they were checked.
-        """
-        self._by_inode = by_inode
-        self._split = split
-        self._joined: dict[int, int] = {} if by_inode else _joined(readers)
-        self._cursors = [_Cursor(reader) for reader in readers if reader.root.links is not None]
-        self._names = LinkCollector()
+    def __init__(self, hard_links: HardLinks = HardLinks.SUBTREE) -> None:
+        self._across = hard_links is HardLinks.ALL
+        self._names = ExternalSorter()
 
     def __enter__(self) -> Self:
         return self
@@ -45,76 +47,91 @@ class LinkNames:
     def __exit__(self, *args: object) -> None:
         self._names.__exit__(*args)
 
-    def add(self, path: bytes, node: Node, inode: int) -> None:
-        """A name of the result that is no directory; `inode` is 0 where it is not known."""
-        label = inode if self._by_inode and inode else self._label(path)
-        if label is None:
-            return
-        fingerprint = blake3(encode_entry(b"", node)).digest(FINGERPRINT_BYTES)
-        if self._split:
-            label = _hash(label.to_bytes(_LABEL_BYTES, "big") + fingerprint)
-        self._names.add(label, path, fingerprint, 0)
+    def add(self, look: Look, path: bytes, subtree: bytes) -> None:
+        """A name; `subtree` is the path of the subtree it is in, or `path` itself where it was selected alone."""
+        self._names.add(
+            look.inode.to_bytes(8, "big")
+            + (look.change_time + _TIME_BIAS).to_bytes(8, "big")
+            + look.nlink.to_bytes(_COUNT_BYTES, "big")
+            + look.fingerprint
+            + tree_order(path)
+            + _END
+            + len(subtree).to_bytes(_LENGTH_BYTES, "big")
+        )
 
-    def rows(self) -> Iterator[PrimaryRow | LinkRow]:
-        """The rows of the link pages. Raises MkmetaError when the names of an inode are not recorded alike."""
-        try:
-            yield from self._names.rows(())
-        except ScanError as error:
-            raise MkmetaError(
-                "is recorded in another way under another name of the same inode: it changed between the scans",
-                path=error.path,
-                hint="scan again, or let the later one win with --on-conflict later",
-            ) from None
+    def stale(self) -> Iterator[bytes]:
+        """The subtrees, or single paths, with names whose inode was found in another state later, or at the same time.
 
-    def _label(self, path: bytes) -> int | None:
-        """What stands for the inode of a name that the rows of an input have."""
-        key = tree_order(path)
-        labels = [label for cursor in self._cursors if (label := cursor.at(key)) is not None]
-        return _top(self._joined, labels[0]) if labels else None
+        For the looks of one scan. Before `rows`; some may come more than once.
+        """
+        for _, names in groupby(self._names, key=lambda record: record[:8]):
+            before: list[bytes] = []
+            state, differs = b"", False
+            for record in names:
+                if record[:_LOOK_BYTES] != state:
+                    yield from before
+                    differs = bool(before) and record[8:16] == state[8:16]
+                    state, before = record[:_LOOK_BYTES], []
+                path, length = _path_of(record)
+                subtree = path[:length]
+                if not before or before[-1] != subtree:
+                    before.append(subtree)
+            if differs:
+                yield from before
+
+    def rows(self, failed: Container[bytes] = (), *, demoted: Container[bytes] = ()) -> Iterator[PrimaryRow | LinkRow]:
+        """The rows of the link pages, in order, without the names in `failed` subtrees.
+
+        `demoted` are directories that turned out to be merge directories after names in them had been added.
+        """
+        with ExternalSorter() as rows:
+            for look, names in groupby(self._names, key=lambda record: record[:_LOOK_BYTES]):
+                nlink = int.from_bytes(look[16:20], "big")
+                for paths in self._groups(names, failed, demoted):
+                    if len(paths) > nlink or len(paths) < 2:
+                        continue
+                    primary = tree_order(paths[0])
+                    rows.add(primary + _END + b"\0" + len(paths).to_bytes(_COUNT_BYTES, "big"))
+                    for path in paths[1:]:
+                        rows.add(tree_order(path) + _END + b"\1" + primary)
+            for record in rows:
+                key, rest = record.split(_END, 1)
+                path = key.replace(b"\0", b"/")
+                if rest[:1] == b"\0":
+                    yield PrimaryRow(path, int.from_bytes(rest[1:], "big"))
+                else:
+                    yield LinkRow(path, rest[1:].replace(b"\0", b"/"))
+
+    def _groups(
+        self, names: Iterable[bytes], failed: Container[bytes], demoted: Container[bytes]
+    ) -> Iterator[list[bytes]]:
+        """The names of an inode by subtree: those of one come one after the other. Too long a group is not given."""
+        group: list[bytes] = []
+        subtree: bytes | None = None
+        size = 0
+        for record in names:
+            path, length = _path_of(record)
+            top = path[:length]
+            if top in failed:
+                continue
+            while top in demoted and top != path:
+                end = path.find(b"/", len(top) + 1)
+                top = path if end < 0 else path[:end]
+            if not self._across and subtree is not None and top != subtree:
+                if size <= _GROUP_BYTES:
+                    yield group
+                group, size = [], 0
+            subtree = top
+            if group and path == group[-1]:
+                continue  # seen twice: what it is in was read once more
+            size += len(path)
+            if size <= _GROUP_BYTES:
+                group.append(path)
+        if group and size <= _GROUP_BYTES:
+            yield group
 
 
-class _Cursor:
-    """The rows of one input, followed along a walk."""
-
-    def __init__(self, reader: ManifestReader) -> None:
-        self._rows = reader.links()
-        self._next()
-
-    def at(self, key: bytes) -> int | None:
-        """The label of the row at a path, given its tree order; paths ascend from call to call."""
-        while self._row is not None and self._key < key:
-            self._next()
-        return _label_of(self._row) if self._row is not None and self._key == key else None
-
-    def _next(self) -> None:
-        self._row = next(self._rows, None)
-        self._key = tree_order(self._row.path) if self._row is not None else b""
-
-
-def _joined(readers: Sequence[ManifestReader]) -> dict[int, int]:
-    """Labels that stand for one inode, as a forest: of a name that has several, all are joined."""
-    above: dict[int, int] = {}
-    path, first = b"", 0
-    for row in heapq.merge(*(reader.links() for reader in readers), key=lambda row: tree_order(row.path)):
-        label = _top(above, _label_of(row))
-        if row.path != path:
-            path, first = row.path, label
-            continue
-        first = _top(above, first)
-        if label != first:
-            above[label] = first
-    return above
-
-
-def _top(above: dict[int, int], label: int) -> int:
-    while label in above:
-        label = above[label]
-    return label
-
-
-def _label_of(row: PrimaryRow | LinkRow) -> int:
-    return _hash(row.target if isinstance(row, LinkRow) else row.path)
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(blake3(data).digest(_LABEL_BYTES), "big")
+def _path_of(record: bytes) -> tuple[bytes, int]:
+    """The path of a record, and the length of that of its subtree."""
+    path = record[_LOOK_BYTES : -len(_END) - _LENGTH_BYTES].replace(b"\0", b"/")
+    return path, int.from_bytes(record[-_LENGTH_BYTES:], "big")

@@ -13,20 +13,22 @@ the opaque one, and the same there.
     opaque, merge           attributes equal, B within A     A, opaque       both, merged, as a merge directory
 
 An opaque directory says what is in it and that nothing else is; a merge directory says nothing of the names it has not.
-The result is opaque only where one input has all of it (mkmeta.trees.assembly), so that nothing is hidden which the
+The result is opaque only where one input has all of it (below), so that nothing is hidden which the
 volume shows. Where they disagree, Conflict.FAIL refuses with the first path.
 
 Without conflicts merging is associative, commutative and idempotent, a manifest of an empty tree with the same root is
-neutral, and the ID is that of a scan which selects both, hard links included where all inputs have facts. With
+neutral, and the ID is that of a scan which selects both; hard links between inputs are what their facts prove. With
 Conflict.LATER it is a fold from the left.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from heapq import merge as merge_sorted
+from itertools import groupby
 from typing import BinaryIO, NoReturn
 
 from mkmeta import __version__
@@ -34,10 +36,10 @@ from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
 from mkmeta.errors import MkmetaError, UsageError, printable
 from mkmeta.manifest.writer import ManifestWriter
-from mkmeta.model import Directory, DirectoryKind, Root
-from mkmeta.trees.assembly import Assembly, Item, LeftOut, Opening, Source, is_directory
+from mkmeta.model import STORED_COUNTS, Counts, Directory, DirectoryKind
 from mkmeta.trees.changes import in_words, own_changes
-from mkmeta.trees.links import LinkNames
+from mkmeta.trees.recorded import Enter, Extra, Item, Keep, Source, Step, assemble
+from mkmeta.trees.writer import TreeWriter
 
 _SCAN_HINT = "scan them with the same options"
 
@@ -57,7 +59,7 @@ class MergeReport:
     entries: int
     counts: dict[str, int]
     left_out: tuple[tuple[bytes, str], ...]
-    facts: bool  # whether the result has facts; without, hard links between inputs cannot be known
+    facts: bool  # whether all inputs have facts; without, hard links between inputs cannot be known
 
 
 def merge(
@@ -72,21 +74,20 @@ def merge(
         source.check()
     check_alike(sources, other_root=other_root)
     distinct = _distinct(sources)
+    if conflict is Conflict.FAIL:  # of what they agree on it is that one's facts count, whatever the order
+        distinct.sort(key=lambda source: source.reader.id)
     facts = all(source.reader.facts_place is not None for source in distinct)
-    left_out = LeftOut(row for source in sources for row in source.reader.info.left_out)
-    readers = [source.reader for source in distinct]
-    split = conflict is Conflict.LATER
-    with (
-        ManifestWriter(stream) as writer,
-        LinkNames(readers, by_inode=facts and len(distinct) > 1, split=split) as links,
-    ):
-        assembly = Assembly(writer, links, left_out, facts=facts)
-        top, place = assembly.run(_Merger(conflict).combine_directories([source.top() for source in distinct], b""))
-        info = merged_info(sources, assembly.counts, left_out)
-        root = Root(directory=top, links=writer.add_links(links.rows()), digests=readers[0].root.digests)
-        manifest_id = writer.finish(root, info, place)
+    first = sources[0].reader
+    with ManifestWriter(stream) as manifest, TreeWriter(manifest, first.info.hard_links) as writer:
+        adopted = max(distinct, key=lambda source: source.reader.size if source.reader.facts_place else -1)
+        if adopted.reader.facts_place is not None:
+            manifest.adopt(adopted.reader)
+            adopted.adopted = True
+        assemble(writer, _Merger(conflict).enter([source.top() for source in distinct], b""))
+        info = merged_info(sources, writer.counts)
+        manifest_id = writer.finish(info, first.root.digests)
     return MergeReport(
-        manifest_id=manifest_id, entries=top.entries, counts=info.counts, left_out=info.left_out, facts=facts
+        manifest_id=manifest_id, entries=writer.entries, counts=info.counts, left_out=info.left_out, facts=facts
     )
 
 
@@ -106,6 +107,9 @@ def check_alike(sources: Sequence[Source], *, other_root: bool) -> None:
                 path=other.name,
                 hint="if both are the same volume, mounted in different places, --other-root says so",
             )
+        if mine.hard_links is not its.hard_links:
+            problem = f"was scanned with another --hard-links than {printable(first.name)}"
+            raise UsageError(problem, path=other.name, hint=_SCAN_HINT)
         for what, patterns, others in (
             ("--hide", mine.hide, its.hide),
             ("--drop-xattr", mine.drop_xattrs, its.drop_xattrs),
@@ -115,27 +119,40 @@ def check_alike(sources: Sequence[Source], *, other_root: bool) -> None:
                 raise UsageError(problem, path=other.name, hint=_SCAN_HINT)
 
 
-def merged_info(sources: Sequence[Source], counts: Counter[str], left_out: LeftOut) -> Info:
+def merged_info(sources: Sequence[Source], counts: Counts) -> Info:
     """Where the result comes from.
 
-    Its time is the earliest: a later scan that builds on it trusts what has not changed since then. What the tree does
-    not tell, such as hidden names, is summed up; of what several inputs recorded it counts more than once.
+    Its time is the earliest: a later scan that builds on it trusts what has not changed since then. One in the future,
+    of a clock that was ahead, is kept: then nothing is trusted.
     """
+    now = time.time_ns()
     infos = [source.reader.info for source in sources]
     select = dict.fromkeys(pattern for info in infos for pattern in (info.select or (b"*",)))
-    totals: Counter[str] = Counter()
-    for source in _distinct(sources):
-        totals.update(source.counts())
+    left_out = dict(row for info in reversed(infos) for row in reversed(info.left_out))  # of several reasons the first
     return Info(
         root=infos[0].root,
-        created=min(info.created for info in infos),
+        created=max(
+            (info.created for info in infos if info.created > now), default=min(info.created for info in infos)
+        ),
         tool=f"mkmeta {__version__}",
         select=tuple(select) if any(info.select for info in infos) else (),
         hide=infos[0].hide,
         drop_xattrs=infos[0].drop_xattrs,
-        left_out=left_out.rows(),
-        counts={**counts, **totals},
+        hard_links=infos[0].hard_links,
+        left_out=tuple(row for row in sorted(left_out.items()) if not any(has_all_of(s, row[0]) for s in sources)),
+        counts=stored_counts(counts),
     )
+
+
+def has_all_of(source: Source, path: bytes) -> bool:
+    """Whether an input records what is at `path` as a whole."""
+    node = source.reader.find(path)
+    return node is not None and not (isinstance(node, Directory) and node.kind is DirectoryKind.MERGE)
+
+
+def stored_counts(counts: Counts) -> dict[str, int]:
+    """Counts for an info record."""
+    return dict(zip(Counts._fields[:STORED_COUNTS], counts, strict=False))
 
 
 def _distinct(sources: Sequence[Source]) -> list[Source]:
@@ -147,45 +164,59 @@ def _distinct(sources: Sequence[Source]) -> list[Source]:
     return list(found.values())
 
 
+@dataclass(slots=True, eq=False)
+class _Combined(Enter):
+    """A directory that several inputs have, and whether it came out as the input it may stay what it is in has it."""
+
+    same: bool = True
+
+
 class _Merger:
     """Decides path by path."""
 
     def __init__(self, conflict: Conflict) -> None:
         self._conflict = conflict
 
-    def combine_directories(self, items: Sequence[Item], path: bytes) -> Opening:
+    def enter(self, items: Sequence[Item], path: bytes) -> _Combined:
         """The directory that several inputs have, none of which overrides another as a whole."""
         if self._conflict is Conflict.FAIL:
             self._check_own(items, path)
-        unique: dict[tuple[ObjectId, DirectoryKind], Item] = {}
-        for item in items:
-            key = _contents(item)
-            twin = unique.pop(key, item)  # what is there again goes to the end, where it overrides what is between
-            unique[key] = item if item.facts is not None else twin
-        parts = [(item, item.source.items(item, path)) for item in unique.values()]
-        origin, originals = next(((item, below) for item, below in parts if _is_opaque(item)), parts[-1])
-        steps = self._steps(parts, path)
-        return Opening(path, items[-1], origin, originals, steps)
+        parts = _unlike(items)
+        origin = next((item for item in parts if item.is_opaque), parts[-1])
+        assert isinstance(origin.node, Directory)
+        combined = _Combined(items[-1], origin.node.kind, iter(()))
+        combined.steps = self._steps(combined, origin, parts, path)
+        return combined
 
-    def _steps(self, parts: list[tuple[Item, list[Item]]], path: bytes) -> Iterator[Item | Opening]:
+    def _steps(self, combined: _Combined, origin: Item, parts: list[Item], path: bytes) -> Iterator[Step]:
         prefix = path + b"/" if path else b""
-        if len(parts) == 1:
-            for item in parts[0][1]:
-                yield self._combine([item], prefix + item.name)
-            return
-        by_name: dict[bytes, list[Item]] = {}
-        for _, below in parts:
-            for item in below:
-                by_name.setdefault(item.name, []).append(item)
-        complete = [(item, {entry.name for entry in below}) for item, below in parts if _is_opaque(item)]
-        for name, items in sorted(by_name.items()):
+        extras = [Extra(part, path) for part in parts]
+        streams = [_numbered(number, part.source.items(part, path)) for number, part in enumerate(parts)]
+        for name, group in groupby(merge_sorted(*streams, key=_place_of), key=lambda pair: pair[1].name):
+            found = list(group)
+            for number, item in found:
+                extras[number].take(item)
+            items = [item for _, item in found]
             if self._conflict is Conflict.FAIL:
-                for item, names in complete:
-                    if name not in names:
-                        _refuse(prefix + name, f"is in {_said(items[0])}, but not in {_said(item)}")
-            yield self._combine(items, prefix + name)
+                there = {number for number, _ in found}
+                for number, part in enumerate(parts):
+                    if part.is_opaque and number not in there:
+                        _refuse(prefix + name, f"is in {_said(items[0])}, but not in {_said(part)}")
+            recorded = next((item for number, item in found if parts[number] is origin), None)
+            step = self._combine(items, prefix + name)
+            yield step
+            own = step.item if isinstance(step, Keep) else step.own
+            if isinstance(step, Keep):
+                combined.same &= recorded is not None and own.node == recorded.node
+            else:
+                alike = recorded is not None and not set(own_changes(own.node, recorded.node)) - {"kind"}
+                combined.same &= alike and step.same
+        if not combined.same or set(own_changes(combined.own.node, origin.node)) - {"kind"}:
+            combined.same = False
+            combined.kind = DirectoryKind.MERGE
+        combined.extra = Counts(*map(max, *(extra.hidden() for extra in extras), Counts()))
 
-    def _combine(self, items: list[Item], path: bytes) -> Item | Opening:
+    def _combine(self, items: list[Item], path: bytes) -> Keep | _Combined:
         """What comes of the entries that the inputs have at a path."""
         if len(items) > 1:
             if self._conflict is Conflict.LATER:
@@ -193,11 +224,14 @@ class _Merger:
             else:
                 self._check_own(items, path)
         last = items[-1]
-        if is_directory(last):
-            return self.combine_directories(items, path)
-        if last.inode:
-            return last
-        return next((item for item in reversed(items) if item.inode and item.node == last.node), last)
+        if not isinstance(last.node, Directory):
+            if last.inode:
+                return Keep(last)
+            return Keep(next((item for item in reversed(items) if item.inode and item.node == last.node), last))
+        unlike = _unlike(items)
+        if len(unlike) == 1 and not set(own_changes(last.node, unlike[0].node)):
+            return Keep(unlike[0])
+        return self.enter(items, path)
 
     def _check_own(self, items: Sequence[Item], path: bytes) -> None:
         first = items[0]
@@ -208,25 +242,35 @@ class _Merger:
                 _refuse(path, f"differs between {_said(first)} and {_said(other)}: {words}")
 
 
+def _unlike(items: Sequence[Item]) -> list[Item]:
+    """One directory of each content, with facts if there is one with facts, in the order of last mention."""
+    unique: dict[tuple[ObjectId, DirectoryKind], Item] = {}
+    for item in items:
+        assert isinstance(item.node, Directory)
+        key = (item.node.children, item.node.kind)
+        twin = unique.pop(key, item)  # what is there again goes to the end, where it overrides what is between
+        unique[key] = item if item.facts is not None else twin
+    return list(unique.values())
+
+
+def _numbered(number: int, items: Iterator[Item]) -> Iterator[tuple[int, Item]]:
+    return ((number, item) for item in items)
+
+
+def _place_of(pair: tuple[int, Item]) -> tuple[bytes, int]:
+    return pair[1].name, pair[0]
+
+
 def _standing(items: list[Item]) -> list[Item]:
     """What the last one does not override as a whole: the directories that can be merged with it."""
     standing: list[Item] = []
     for item in reversed(items):
-        if not is_directory(item):
+        if not isinstance(item.node, Directory):
             return standing[::-1] or [item]
         standing.append(item)
-        if _is_opaque(item):
+        if item.is_opaque:
             break
     return standing[::-1]
-
-
-def _contents(item: Item) -> tuple[ObjectId, DirectoryKind]:
-    assert isinstance(item.node, Directory)
-    return item.node.children, item.node.kind
-
-
-def _is_opaque(item: Item) -> bool:
-    return isinstance(item.node, Directory) and item.node.kind is DirectoryKind.OPAQUE
 
 
 def _said(item: Item) -> str:

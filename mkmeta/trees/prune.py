@@ -8,18 +8,19 @@ scan would have recorded that selects everything that stays, piece by piece.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Generic, Protocol, TypeVar
 
 from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
 from mkmeta.errors import MkmetaError, NothingSelectedError
 from mkmeta.manifest.writer import ManifestWriter
-from mkmeta.model import Directory, Root
-from mkmeta.pattern import NOWHERE, Patterns, State
-from mkmeta.trees.assembly import Assembly, Item, LeftOut, Opening, Source, is_directory
-from mkmeta.trees.links import LinkNames
+from mkmeta.model import Directory
+from mkmeta.pattern import Patterns, State
+from mkmeta.trees.merge import stored_counts
+from mkmeta.trees.recorded import Drop, Enter, Extra, Item, Keep, Source, Step, assemble
+from mkmeta.trees.writer import TreeWriter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,77 +43,134 @@ def prune(source: Source, drop: Sequence[bytes], stream: BinaryIO) -> PruneRepor
     source.check()
     reader = source.reader
     patterns = Patterns(drop)
-    pruner = _Pruner(patterns)
+    pruner = _PatternPruner(patterns)
     before = reader.root.directory.entries
-    with ManifestWriter(stream) as writer, LinkNames([reader], by_inode=False) as links:
-        left_out = LeftOut(row for row in reader.info.left_out if not _matches(patterns, row[0]))
-        assembly = Assembly(writer, links, left_out, facts=reader.facts_place is not None)
-        top, place = assembly.run(pruner.open(source.top(), b"", patterns.start()))
+    with ManifestWriter(stream) as manifest, TreeWriter(manifest, reader.info.hard_links) as writer:
+        _adopt(manifest, source)
+        assemble(writer, pruner.enter(source.top(), b"", patterns.start()))
         unmatched = tuple(pattern for number, pattern in enumerate(patterns.sources) if number not in pruner.matched)
         if not pruner.matched:
             hint = "patterns are relative to the root of the manifest; mkmeta ls shows what is in it"
             raise NothingSelectedError("no pattern matched anything", path=source.name, hint=hint)
-        if not top.entries:
+        if not writer.entries:
             raise MkmetaError(
                 "nothing would be left", path=source.name, hint="to retire all of it, deactivate the layer instead"
             )
-        info: Info = dataclasses.replace(
-            reader.info, left_out=left_out.rows(), counts={**assembly.counts, **source.counts()}
-        )
-        root = Root(directory=top, links=writer.add_links(links.rows()), digests=reader.root.digests)
-        manifest_id = writer.finish(root, info, place)
+        left_out = tuple(row for row in reader.info.left_out if patterns.first_match(row[0]) is None)
+        info = dataclasses.replace(reader.info, left_out=left_out, counts=stored_counts(writer.counts))
+        manifest_id = writer.finish(info, reader.root.digests)
     return PruneReport(
         manifest_id=manifest_id,
-        entries=top.entries,
-        dropped=before - top.entries,
+        entries=writer.entries,
+        dropped=before - writer.entries,
         counts=info.counts,
         unmatched=unmatched,
     )
 
 
-class _Pruner:
-    """Walks the manifest along the patterns."""
+def leave_out(source: Source, reasons: dict[bytes, str], stream: BinaryIO) -> tuple[Info, int]:
+    """Writes the manifest without the subtrees at the paths of `reasons`, which go to what is left out.
 
-    def __init__(self, patterns: Patterns) -> None:
-        self._patterns = patterns
+    Returns the result's info record and number of entries. Raises as `prune`; nothing may be left.
+    """
+    reader = source.reader
+    with ManifestWriter(stream) as manifest, TreeWriter(manifest, reader.info.hard_links) as writer:
+        _adopt(manifest, source)
+        paths = _Paths(reasons)
+        assemble(writer, _Pruner(paths).enter(source.top(), b"", paths.start()))
+        left_out = tuple(sorted({**dict(reader.info.left_out), **reasons}.items()))
+        counts = {**reader.info.counts, **stored_counts(writer.counts)}
+        info = dataclasses.replace(reader.info, left_out=left_out, counts=counts)
+        writer.finish(info, reader.root.digests)
+    return info, writer.entries
+
+
+def _adopt(manifest: ManifestWriter, source: Source) -> None:
+    if source.reader.facts_place is not None:
+        with source.named():
+            manifest.adopt(source.reader)
+        source.adopted = True
+
+
+_S = TypeVar("_S")
+
+
+class _Chooser(Protocol[_S]):
+    """Patterns, or what is walked like them."""
+
+    def advance(self, state: _S, name: bytes, /) -> tuple[_S, list[int]]: ...
+
+
+class _Paths:
+    """Single paths, to be walked to. A state is a path on the way to one, or nothing."""
+
+    def __init__(self, paths: Collection[bytes]) -> None:
+        self._ends = frozenset(paths)
+        self._above = {path[:at] for path in paths for at in range(len(path)) if path[at : at + 1] == b"/"}
+
+    def start(self) -> bytes:
+        return b"/"
+
+    def advance(self, state: bytes, name: bytes) -> tuple[bytes, list[int]]:
+        path = name if state == b"/" else state + b"/" + name
+        return (path if path in self._above else b""), [0] if path in self._ends else []
+
+
+class _Pruner(Generic[_S]):
+    """Walks the manifest along what is to be dropped."""
+
+    def __init__(self, chooser: _Chooser[_S]) -> None:
+        self._chooser = chooser
         self.matched: set[int] = set()
 
-    def open(self, item: Item, path: bytes, state: State) -> Opening:
-        """A directory that stays, but for what matches in it."""
-        items = item.source.items(item, path)
-        return Opening(path, item, item, items, self._steps(items, path, state))
+    def enter(self, item: Item, path: bytes, state: _S) -> Enter:
+        """A directory that stays, but for what is dropped in it."""
+        assert isinstance(item.node, Directory)
+        enter = Enter(item, item.node.kind, iter(()))
+        enter.steps = self._steps(enter, path, state)
+        return enter
 
-    def _steps(self, items: list[Item], path: bytes, state: State) -> Iterator[Item | Opening]:
+    def _steps(self, enter: Enter, path: bytes, state: _S) -> Iterator[Step]:
         prefix = path + b"/" if path else b""
-        for item in items:
-            below, matched = self._patterns.advance(state, item.name) if state else (NOWHERE, [])
+        extra = Extra(enter.own, path)
+        for item in enter.own.source.items(enter.own, path):
+            extra.take(item)
+            below, matched = self._chooser.advance(state, item.name)
             if matched:
                 self.matched.update(matched)
-                self._look_inside(item, prefix + item.name, below)
-            elif is_directory(item):
-                yield self.open(item, prefix + item.name, below)
+                self._dropped(item, prefix + item.name, below)
+                yield Drop()
+            elif below and isinstance(item.node, Directory):
+                yield self.enter(item, prefix + item.name, below)
             else:
-                yield item
+                yield Keep(item)
+        enter.extra = extra.hidden()
 
-    def _look_inside(self, item: Item, path: bytes, state: State) -> None:
-        """Sees which patterns match in what is dropped, so that none is said to have matched nothing."""
-        stack = [(item, path, state)]
-        while stack:
-            item, path, state = stack.pop()
-            state = tuple(position for position in state if position[0] not in self.matched)
-            if not state or not isinstance(item.node, Directory):
-                continue
-            for entry in item.source.items(item, path):
-                below, matched = self._patterns.advance(state, entry.name)
-                self.matched.update(matched)
+    def _dropped(self, item: Item, path: bytes, state: _S) -> None:
+        """Called for what is dropped."""
+
+
+class _PatternPruner(_Pruner[State]):
+    """Sees which patterns match in what is dropped, so that none is said to have matched nothing."""
+
+    def __init__(self, patterns: Patterns) -> None:
+        super().__init__(patterns)
+        self._patterns = patterns
+
+    def _dropped(self, item: Item, path: bytes, state: State) -> None:
+        match_inside(self._patterns, item, path, state, self.matched)
+
+
+def match_inside(patterns: Patterns, item: Item, path: bytes, state: State, matched: set[int]) -> None:
+    """Adds to `matched` the patterns that match something below `item`, at `path`, where they have come to `state`."""
+    stack = [(item, path, state)]
+    while stack:
+        item, path, state = stack.pop()
+        state = tuple(position for position in state if position[0] not in matched)
+        if not state or not isinstance(item.node, Directory):
+            continue
+        for entry in item.source.items(item, path):
+            below, found = patterns.advance(state, entry.name)
+            matched.update(found)
+            if below and isinstance(entry.node, Directory):
                 stack.append((entry, path + b"/" + entry.name, below))
-
-
-def _matches(patterns: Patterns, path: bytes) -> bool:
-    """Whether a pattern matches a path or one above it."""
-    state = patterns.start()
-    for name in path.split(b"/"):
-        state, matched = patterns.advance(state, name)
-        if matched:
-            return True
-    return False

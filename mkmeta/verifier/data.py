@@ -11,11 +11,11 @@ from typing import Final
 
 from blake3 import blake3
 
-from mkmeta.compiler.inspection import Difference
 from mkmeta.linux.verity import measure_verity
 from mkmeta.model import DigestName, RegularFile
 from mkmeta.scanner.hashing import ContentHasher
 from mkmeta.scanner.looking import open_content
+from mkmeta.sinks.directory.inspection import Mismatch
 
 _SCALE: Final = 2**64
 
@@ -45,7 +45,7 @@ class DataChecker:
         self._hasher = ContentHasher(recorded)
         self.sample = sample
 
-    def differences(self, name: bytes, node: RegularFile, counts: Counter[str]) -> Iterator[Difference]:
+    def differences(self, name: bytes, node: RegularFile, counts: Counter[str]) -> Iterator[Mismatch]:
         """How the content of a file of the working directory differs. Raises OSError.
 
         Counts it as `measured`, when the kernel's own digest was the recorded one, or as `read`, with its `bytes`.
@@ -53,7 +53,7 @@ class DataChecker:
         fd = open_content(name)
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                yield Difference("type", "was replaced by something that is no file")
+                yield Mismatch("type", "was replaced by something that is no file")
                 return
             measured = measure_verity(fd) if node.verity is not None else None
             if measured is not None and measured == node.verity:
@@ -67,22 +67,22 @@ class DataChecker:
         found = False
         if size != node.size:
             found = True
-            yield Difference("size", f"has {size} bytes of data instead of {node.size}")
+            yield Mismatch("size", f"has {size} bytes of data instead of {node.size}")
         elif (content, verity) != (node.blake3, node.verity):
             found = True
             yield from _digest_differences(node, content, verity)
         if measured is not None and not found:
-            yield Difference(
+            yield Mismatch(
                 "verity",
                 f"has the fs-verity digest {measured.hex()} instead of {_hex(node.verity)}, although its data is as "
                 "recorded: it was enabled with other parameters, and mounts with verity= cannot open it",
             )
 
 
-def _digest_differences(node: RegularFile, content: bytes | None, verity: bytes | None) -> Iterator[Difference]:
+def _digest_differences(node: RegularFile, content: bytes | None, verity: bytes | None) -> Iterator[Mismatch]:
     for kind, found, recorded in (("BLAKE3", content, node.blake3), ("fs-verity digest", verity, node.verity)):
         if found != recorded:
-            yield Difference("digest", f"other data: its {kind} is {_hex(found)} instead of {_hex(recorded)}")
+            yield Mismatch("digest", f"other data: its {kind} is {_hex(found)} instead of {_hex(recorded)}")
 
 
 def _hex(digest: bytes | None) -> str:

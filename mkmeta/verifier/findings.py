@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -30,6 +30,20 @@ class Finding(NamedTuple):
     what: str  # mode, xattr, missing, extra ...: a word for programs (formats/cli.md)
     message: str  # for people
     subtree: bytes  # what was selected and has `path` in it; above the selection: `path`
+
+
+class Reporter:
+    """Makes findings of what is seen in one tree."""
+
+    def __init__(self, side: Side, tell: Callable[[Finding], None]) -> None:
+        self._side = side
+        self._tell = tell
+
+    def add(
+        self, path: bytes, what: str, message: str, *, subtree: bytes | None = None, side: Side | None = None
+    ) -> None:
+        """A finding at a path, which is in `subtree`, or above all."""
+        self._tell(Finding(side or self._side, path, what, message, subtree or path))
 
 
 class Findings:

@@ -6,18 +6,18 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
-from mkmeta.compiler.plan import Plan
 from mkmeta.errors import MkmetaError
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.manifest.walk import MakeVisitor, Report, walk
+from mkmeta.plan import Plan
 from mkmeta.verifier.data import DataChecker, Sample
-from mkmeta.verifier.findings import Findings, Side
-from mkmeta.verifier.layer import Layer, SubtreeFinder
-from mkmeta.verifier.volume import Volume
-from mkmeta.verifier.walk import Reporter, Visitor, walk
+from mkmeta.verifier.findings import Findings, Reporter, Side
+from mkmeta.verifier.layer import Layer
+from mkmeta.verifier.looking import SubtreeFinder
+from mkmeta.verifier.volume import Volume, VolumeVisitor
 
-JOBS_MAX: Final = 64  # processes
 _BATCH: Final = 2000  # entries per message to a worker: a fraction of a second, thousands of times a message's cost
 _DATA_BATCH: Final = 50  # the same where files are read, which may be large
 
@@ -36,16 +36,24 @@ class VerifyOptions:
     volume_jobs: int = 1
 
 
+class Verified(NamedTuple):
+    """What was compared."""
+
+    # Entries of the `layer` and the `volume`; files whose data was `measured`, or `read`, of so many `bytes`; entries
+    # of the volume that were `touched`: as recorded in everything but the change time, which nobody can set back.
+    counts: Counter[str]
+    unproven: str | None = None  # why it cannot be told which entries of the volume were replaced by others like them
+
+
 def verify(
     reader: ManifestReader,
     options: VerifyOptions,
     findings: Findings,
     progress: Progress = lambda _done, _total: None,
-) -> Counter[str]:
+) -> Verified:
     """Compares, and adds to `findings` everything that is not as recorded.
 
-    Returns how many entries were compared on the `layer` and the `volume`, and how many files' data was `measured` or
-    `read`, in `bytes`. Raises FormatError, and MkmetaError when there is nothing that could be compared.
+    Raises FormatError, and MkmetaError when there is nothing that could be compared.
     """
     reader.check_links()
     root = reader.root
@@ -62,38 +70,31 @@ def verify(
         done += entries
         progress(done, total)
 
+    def compare(tree: Layer | Volume, make_visitor: MakeVisitor, jobs: int, batch: int) -> Counter[str]:
+        reporter = Reporter(tree.side, findings.add)
+        tree.check_root(reporter)
+        counts = walk(
+            reader,
+            make_visitor,
+            jobs=jobs,
+            batch=batch,
+            facts=tree.side is Side.VOLUME,
+            receive=findings.add,
+            progress=advance,
+        )
+        tree.check_links(reporter, SubtreeFinder(reader))
+        return counts
+
     with contextlib.ExitStack() as stack:
         layer = stack.enter_context(Layer(options.layer, options.plan, reader))
-        volume = None
-        if options.lower is not None:
-            volume = stack.enter_context(Volume(options.lower, options.plan.prefix, reader))
-        counts = _compare(layer, reader, layer.visitor, options.layer_jobs, _BATCH, findings, advance)
-        if volume is not None:
-            sample = options.data
+        if options.lower is None:
+            return Verified(compare(layer, layer.visitor, options.layer_jobs, _BATCH))
+        volume = stack.enter_context(Volume(options.lower, options.plan.prefix, reader))
+        counts = compare(layer, layer.visitor, options.layer_jobs, _BATCH)
+        sample = options.data
 
-            def visitor() -> Visitor:
-                data = None if sample is None else DataChecker(root.digests, sample)
-                return volume.visitor(data)
+        def visitor(report: Report) -> VolumeVisitor:
+            return VolumeVisitor(volume, report, None if sample is None else DataChecker(root.digests, sample))
 
-            batch = _BATCH if sample is None else _DATA_BATCH
-            counts += _compare(volume, reader, visitor, options.volume_jobs, batch, findings, advance)
-    return counts
-
-
-def _compare(
-    tree: Layer | Volume,
-    reader: ManifestReader,
-    make_visitor: Callable[[], Visitor],
-    jobs: int,
-    batch: int,
-    findings: Findings,
-    advance: Callable[[int], None],
-) -> Counter[str]:
-    """Compares one tree with the manifest: root, directories, hard links."""
-    reporter = Reporter(Side.LAYER if isinstance(tree, Layer) else Side.VOLUME)
-    tree.check_root(reporter)
-    counts = walk(reader, reporter.side, make_visitor, jobs=jobs, batch=batch, report=findings.add, progress=advance)
-    tree.check_links(reporter, SubtreeFinder(reader))
-    for finding in reporter.findings:
-        findings.add(finding)
-    return counts
+        counts += compare(volume, visitor, options.volume_jobs, _BATCH if sample is None else _DATA_BATCH)
+        return Verified(counts, volume.unproven)

@@ -20,14 +20,14 @@ import tempfile
 from pathlib import Path
 
 from mkmeta.codec.container import Location
-from mkmeta.codec.facts import encode_columns, encode_facts
+from mkmeta.codec.facts import PageFacts
 from mkmeta.codec.info import Info
-from mkmeta.codec.objects import encode_directory
-from mkmeta.digest import ContentDigest, ObjectKind, VerityDigest
+from mkmeta.digest import ContentDigest, VerityDigest
 from mkmeta.manifest.writer import ManifestWriter
-from mkmeta.model import DigestName, Directory, DirectoryKind, Entry, Node, RegularFile, Root
+from mkmeta.model import NO_COUNTS, Counts, DigestName, Directory, DirectoryKind, Entry, Node, RegularFile, Root
 from tests.bench.measure import Run, run
 from tests.bench.tree import DIRECTORIES_PER_RELEASE, FILES_PER_DIRECTORY, RELEASES_PER_GROUP
+from tests.vectors.trees import add_directory, add_directory_facts, total_of
 
 _MTIME = 1_700_000_000_123_456_789
 _DIFFERENT = 4  # exit code
@@ -98,40 +98,45 @@ def write_manifest(path: Path, files: int, changed: set[int] | frozenset[int] = 
                         break
                     kind = (b"lib", b"bin", b"python")[package % 3]
                     numbers = range(made, made + count)
-                    entries = [
-                        (b"module_%02d.py" % n, _file(digests, number in changed)) for n, number in enumerate(numbers)
+                    built: list[_Built] = [
+                        (b"module_%02d.py" % n, _file(digests, number in changed), None, NO_COUNTS)
+                        for n, number in enumerate(numbers)
                     ]
-                    kinds[kind].append(
-                        _directory(
-                            writer, b"package%02d" % package, [(*e, None) for e in entries], DirectoryKind.OPAQUE
-                        )
-                    )
+                    kinds[kind].append(_directory(writer, b"package%02d" % package, built, DirectoryKind.OPAQUE))
                     made += count
                 below = [
-                    _directory(writer, kind, built, DirectoryKind.OPAQUE) for kind, built in kinds.items() if built
+                    _directory(writer, kind, packages, DirectoryKind.OPAQUE)
+                    for kind, packages in sorted(kinds.items())
+                    if packages
                 ]
                 if below:
                     releases.append(_directory(writer, b"rel-%02d" % release, below, DirectoryKind.OPAQUE))
             groups.append(_directory(writer, b"grp%04d" % group, releases, DirectoryKind.MERGE))
             group += 1
-        _, top, place = _directory(writer, b"", groups, DirectoryKind.MERGE)
+        _, top, place, _ = _directory(writer, b"", groups, DirectoryKind.MERGE)
         assert isinstance(top, Directory)
         info = Info(root=b"/mnt/sw", created=_MTIME, tool="mkmeta bench")
         writer.finish(Root(directory=top, links=None, digests=tuple(DigestName)), info, place)
     return path
 
 
-_Built = tuple[bytes, Node, Location | None]
+_Built = tuple[bytes, Node, Location | None, Counts]  # with the facts of a directory, and what they count
 
 
 def _directory(writer: ManifestWriter, name: bytes, built: list[_Built], kind: DirectoryKind) -> _Built:
-    children = writer.add(ObjectKind.DIRECTORY, encode_directory(Entry(name, node) for name, node, _ in built))
-    entries = len(built) + sum(node.entries for _, node, _ in built if isinstance(node, Directory))
-    inodes = [int.from_bytes(children[:4], "big") + number for number in range(len(built))]
-    columns = encode_columns(inodes, [_MTIME] * len(built))
-    facts = encode_facts(columns, [place for _, node, place in built if isinstance(node, Directory)])
-    node = Directory(mode=0o040755, uid=0, gid=0, mtime_ns=_MTIME, children=children, entries=entries, kind=kind)
-    return name, node, writer.add_facts(facts)
+    entries = [Entry(name, node) for name, node, _, _ in built]
+    children = add_directory(writer, entries)
+    below = [(place, counts) for _, node, place, counts in built if isinstance(node, Directory)]
+    facts = PageFacts(
+        inodes=[int.from_bytes(children[:4], "big") + number for number in range(len(built))],
+        change_times=[_MTIME] * len(built),
+        children=[place for place, _ in below],
+    )
+    place, counts = add_directory_facts(writer, entries, facts, kind, [counts for _, counts in below])
+    node = Directory(
+        mode=0o040755, uid=0, gid=0, mtime_ns=_MTIME, children=children, entries=total_of(entries), kind=kind
+    )
+    return name, node, place, counts
 
 
 def _file(digests: random.Random, changed: bool) -> RegularFile:

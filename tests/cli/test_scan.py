@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mkmeta.__main__ import main
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from tests.conftest import Mount
 
@@ -113,7 +114,7 @@ def test_patterns_from_a_file_and_from_stdin(scan: Scan, volume: Path, output: P
     assert result.returncode == 0
     (tmp_path / "piped").write_bytes(result.stdout)
     with ManifestReader.open(str(tmp_path / "piped")) as reader:
-        reader.check()
+        check(reader)
         assert result.stderr.decode().splitlines()[-1] == reader.id.hex()
 
 
@@ -205,14 +206,14 @@ def test_killed_at_any_time_leaves_the_old_manifest(scan: Scan, volume: Path, ou
         content = output.read_bytes()
         if content != b"old":
             with ManifestReader.open(str(output)) as reader:
-                reader.check()
+                check(reader)
             output.write_bytes(b"old")
     assert survivors < 12
     deadline = time.monotonic() + 10
     while scan("-q") or len(os.listdir(output.parent)) > 1:  # workers of the last one killed may hold its lock a moment
         assert time.monotonic() < deadline, os.listdir(output.parent)
     with ManifestReader.open(str(output)) as reader:
-        reader.check()
+        check(reader)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -71,3 +71,22 @@ def test_pieces_do_not_matter(size: int, pieces: list[int]) -> None:
     if start < size:
         hasher.update(content[start:])
     assert hasher.digest() == verity_digest(content)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_zeros_are_zeros(seed: int) -> None:
+    """However many, wherever they are: as if each had been given."""
+    chance = random.Random(seed)
+    short, plain = VerityHasher(), VerityHasher()
+    for _ in range(chance.randrange(1, 5)):
+        size = chance.choice([0, 1, 2, 127, 128, 129, chance.randrange(3_000)]) * BLOCK
+        data = chance.randbytes(chance.randrange(1, 300) * BLOCK)
+        short.update_zeros(size)
+        plain.update(memoryview(bytes(size)))
+        if chance.randrange(2):
+            short.update(memoryview(data))
+            plain.update(memoryview(data))
+    if chance.randrange(2):
+        short.update(memoryview(b"end"))
+        plain.update(memoryview(b"end"))
+    assert short.digest() == plain.digest()

@@ -17,9 +17,9 @@ from mkmeta.host import lower_checks
 from mkmeta.host.lower_checks import ENTRIES, FILES, LowerChecks, take_sample
 from mkmeta.linux.mountinfo import parse
 from mkmeta.linux.syscalls import open_beneath
-from tests.compiler.test_user_namespace import as_user, give_to_user
 from tests.conftest import Mount
 from tests.host.hosts import Host, mounts_below
+from tests.layer.test_user_namespace import as_user, give_to_user
 
 root_with_overlay = pytest.mark.needs("root", "overlay", "trusted xattrs")
 

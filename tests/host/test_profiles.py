@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.compiler.layers import differences
 from tests.conftest import Mount
 from tests.host.hosts import Host
+from tests.layer.layers import differences
 
 pytestmark = pytest.mark.needs("root", "overlay")
 READING = ("nested", "merge", "data-only")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mkmeta.codec.container import FRAME_COMPRESSED_MAX
 from mkmeta.errors import FormatError
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from tests.vectors.assemble import Draft, file
 from tests.vectors.reject import base
@@ -35,15 +37,16 @@ def test_links_deep_down_are_checked_in_one_pass() -> None:
         inner = draft.folder(b"d", inner)
     above = b"d/" * 1901
     rows = [[above + names[0], len(names)], *([above + name, above + names[0]] for name in names[1:])]
-    with opened(draft.finish(inner, links=draft.links(rows)).encode()) as reader:
-        reader.check()
+    with opened(draft.finish(inner, links=draft.linked(rows)).encode()) as reader:
+        check(reader)
         assert sum(1 for _ in reader.links()) == len(names)
+        assert len(reader.link_pages()) > 20
 
 
 def test_a_frame_longer_than_any_can_be(tmp_path: Path) -> None:
     """A sparse file may claim any compressed length; it is refused before it is read."""
     parts = base()
-    length = (65 << 20) + 1
+    length = FRAME_COMPRESSED_MAX + 1
     parts.frame_rows[0] = [32, length, parts.sizes[0]]
     data = parts.encode()
     path = tmp_path / "sparse.mkm"
@@ -65,7 +68,7 @@ def test_walk_of_deep_trees_does_not_recurse() -> None:
     for _ in range(2000):
         inner = draft.folder(b"d", inner)
     with opened(draft.finish(inner).encode()) as reader:
-        reader.check()
+        check(reader)
         assert sum(1 for _ in reader.walk()) == 2002
         assert reader.find(b"/".join([b"d"] * 2001)) is not None
         assert reader.find(b"/".join([b"d"] * 2002)) is None

@@ -9,10 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mkmeta.compiler.links import LinkNames
 from mkmeta.errors import MkmetaError
 from mkmeta.manifest.sorter import ExternalSorter
-from mkmeta.model import LinkRow
 from tests.conftest import Mount
 
 RECORDS = st.lists(st.binary(max_size=30) | st.sampled_from([b"", b"same", b"x" * 70_000, b"x" * 70_001]), max_size=60)
@@ -58,6 +56,3 @@ def test_full_temporary_directory_is_named(mount: Mount, monkeypatch: pytest.Mon
         for number in range(1000):
             sorter.add(b"%04d" % number * 50)
     assert error.value.path == os.fsencode(small) and "TMPDIR" in (error.value.hint or "")
-    rows = (LinkRow(b"%04d" % number * 50, b"0") for number in range(3000))
-    with pytest.raises(MkmetaError, match="no space left"):
-        LinkNames(rows)

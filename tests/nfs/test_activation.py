@@ -60,8 +60,10 @@ def test_shows_what_plain_nfs_shows(host: NfsHost, every: str) -> None:
     host.publish("**" if every == "data-only" else "grp/*/*/lib")
     host.activate("--profile", every)
     assert host.live().profile == every
-    assert differences(host.volume, host.point) == []
-    assert differences(host.served, host.point) == []
+    # a link from one release to another is a file of its own in the layer
+    apart = [] if every == "data-only" else ["hf          grp/b/v1/lib/same => grp/a/v1/lib/module1.py"]
+    assert differences(host.volume, host.point) == apart
+    assert differences(host.served, host.point) == apart
     assert (host.point / "grp/b/v1/doc/readme").read_text() == "how to use b/v1"
     host.call("status", host.point)
     host.call("deactivate", host.point)

@@ -21,6 +21,7 @@ import zstandard
 from mkmeta.codec.container import FOOTER, FRAME_ROW, OBJECT_ROW
 from mkmeta.digest import ObjectId, ObjectKind
 from mkmeta.errors import FormatError
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from tests.vectors.assemble import Parts, compress
 
@@ -41,7 +42,7 @@ def accepts(data: bytes) -> bool:
             return False
         with reader:
             try:
-                reader.check()
+                check(reader)
             except FormatError:
                 return False
         return True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Node
 from mkmeta.scanner.scan import ScanOptions, ScanReport, scan
@@ -27,7 +28,7 @@ class Scanned:
     def nodes(self) -> dict[bytes, Node]:
         """Everything in the manifest by path, the root apart; fails unless the whole manifest is valid."""
         with ManifestReader.open(str(self.path)) as reader:
-            reader.check()
+            check(reader)
             return {path: node for path, node in reader.walk() if path}
 
     def left_out(self) -> dict[bytes, str]:
@@ -38,7 +39,7 @@ def scan_tree(root: Path, *select: str, **options: Any) -> Scanned:
     """Scans `root` into a file, `output` or else one beside it."""
     settings: dict[str, Any] = {"workers": 1, **options}
     output: Path = settings.pop("output", root.parent / f"{root.name}.mkm")
-    with output.open("wb") as stream:
+    with output.open("w+b") as stream:
         chosen = ScanOptions(root=os.fsencode(root), select=tuple(map(os.fsencode, select)), **settings)
         return Scanned(output, scan(chosen, stream))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,23 @@ import pytest
 from blake3 import blake3
 
 from mkmeta.digest import verity_digest
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.model import NS, Device, DigestName, Directory, DirectoryKind, Node, PrimaryRow, RegularFile, Symlink
+from mkmeta.model import (
+    NS,
+    Device,
+    DigestName,
+    Directory,
+    DirectoryKind,
+    HardLinks,
+    Node,
+    PrimaryRow,
+    RegularFile,
+    Symlink,
+)
 from tests.conftest import CAPABILITIES
 from tests.scanner.helpers import make_sample, scan_tree
+from tests.verifier.checking import found, make_layer
 
 PRIVILEGED = CAPABILITIES["root"] and CAPABILITIES["trusted xattrs"]
 
@@ -125,15 +139,18 @@ def test_large_file_is_hashed_in_pieces(tmp_path: Path) -> None:
 
 
 def test_hard_links_across_subtrees(sample: Path) -> None:
-    scanned = scan_tree(sample, "grp/*/v1", "top")
-    with ManifestReader.open(str(scanned.path)) as reader:
-        rows = list(reader.links())
+    """A release can be deleted without another's files: only with HardLinks.ALL names in two of them are one inode."""
     one = os.lstat(sample / "grp/a/v1/lib/one.py")
     assert one.st_nlink == 3
-    assert PrimaryRow(b"grp/a/v1/lib/one.py", 3) in rows
-    assert (b"grp/b/v1/lib/same", b"grp/a/v1/lib/one.py") in rows
-    assert (b"grp/a/v1/lib/same", b"grp/a/v1/lib/one.py") in rows
-    assert (b"grp/a/v1/lib/fifo2", b"grp/a/v1/lib/fifo") in rows
+    for hard_links, nlink in ((HardLinks.SUBTREE, 2), (HardLinks.ALL, 3)):
+        scanned = scan_tree(sample, "grp/*/v1", "top", hard_links=hard_links)
+        with ManifestReader.open(str(scanned.path)) as reader:
+            rows = list(reader.links())
+            check(reader)
+        assert PrimaryRow(b"grp/a/v1/lib/one.py", nlink) in rows
+        assert ((b"grp/b/v1/lib/same", b"grp/a/v1/lib/one.py") in rows) == (hard_links is HardLinks.ALL)
+        assert (b"grp/a/v1/lib/same", b"grp/a/v1/lib/one.py") in rows
+        assert (b"grp/a/v1/lib/fifo2", b"grp/a/v1/lib/fifo") in rows
 
 
 def test_hard_link_with_one_end_selected_is_an_ordinary_file(sample: Path) -> None:
@@ -160,17 +177,13 @@ def test_facts_are_those_of_the_inodes(sample: Path) -> None:
         while todo:
             path, directory, place = todo.pop()
             assert place is not None
-            facts = reader.facts(place, path)
-            below = iter(facts.children)
-            for (name, node), inode, ctime in zip(
-                reader.directory(directory, path), facts.inodes, facts.change_times, strict=True
-            ):
+            for name, node, inode, change_time, _, below in reader.recorded(directory, path, place):
                 full = os.path.join(path, name)
                 actual = os.lstat(os.path.join(os.fsencode(sample), full))
-                assert (inode, ctime) == (actual.st_ino, actual.st_ctime_ns)
+                assert (inode, change_time) == (actual.st_ino, actual.st_ctime_ns)
                 seen += 1
                 if isinstance(node, Directory):
-                    todo.append((full, node, next(below)))
+                    todo.append((full, node, below))
     assert seen > 15
 
 
@@ -223,3 +236,23 @@ def test_device_numbers_beyond_a_byte(sample: Path) -> None:
     node = scan_tree(sample).nodes()[b"grp/a/v1/lib/disk"]
     assert isinstance(node, Device)
     assert (node.major, node.minor) == (259, 1_000_000)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("pattern", ["*", "system.*", "system.posix_acl_access"])
+def test_a_mode_without_its_acl_allows_no_more(tmp_path: Path, pattern: str) -> None:
+    volume = tmp_path / "volume"
+    (volume / "rel").mkdir(parents=True)
+    acl = struct.pack(
+        "<I" + "HHI" * 5, 2, 1, 7, 2**32 - 1, 2, 4, 1000, 4, 0, 2**32 - 1, 16, 5, 2**32 - 1, 32, 5, 2**32 - 1
+    )
+    for path in (volume / "rel", volume / "rel/file"):
+        path.touch()
+        os.setxattr(path, "system.posix_acl_access", acl)
+        assert path.stat().st_mode & 0o777 == 0o755
+    scanned = scan_tree(volume, drop_xattrs=(pattern.encode(),))
+    nodes = scanned.nodes()
+    for recorded in (b"rel", b"rel/file"):
+        assert (nodes[recorded].mode & 0o777, nodes[recorded].xattrs) == (0o704, ())
+    make_layer(scanned.path, tmp_path / "layer")
+    assert found(scanned.path, tmp_path / "layer", lower=volume) == []

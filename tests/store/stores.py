@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Final
 
-from mkmeta.compiler.build import BuildOptions
+from mkmeta.build import BuildOptions
 from mkmeta.store.adding import Added, add
 from mkmeta.store.store import Store
-from tests.compiler.layers import open_reader
-from tests.compiler.manifests import manifest_from
+from tests.layer.layers import open_reader
+from tests.layer.manifests import manifest_from
 from tests.vectors.trees import Tree, regular
 
 

@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from mkmeta.compiler import build as build_module
-from mkmeta.compiler.build import BuildOptions
-from mkmeta.compiler.plan import Plan
+from mkmeta.build import BuildOptions
 from mkmeta.digest import ObjectId, verity_digest
 from mkmeta.errors import BuildError, FormatError, IdMismatchError, LockedError, StoreError
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import DigestName, DirectoryKind, RegularFile
+from mkmeta.plan import Plan
+from mkmeta.sinks.directory import sink
 from mkmeta.store import adding
 from mkmeta.store.adding import add
 from mkmeta.store.store import Store
-from tests.compiler.layers import open_reader, snapshot
-from tests.compiler.manifests import manifest_from
 from tests.conftest import Mount
+from tests.layer.layers import open_reader, snapshot
+from tests.layer.manifests import manifest_from
 from tests.store.processes import fork, wait
 from tests.store.stores import LARGE, ONE, STORE_NAMES, THREE, TWO, generations, id_of, ignore, names, new_store, put
 from tests.vectors.trees import MTIME, Tree, regular, write_tree
@@ -144,12 +144,6 @@ def test_another_manifest_is_refused_before_anything_is_written(store: Store, pa
     with pytest.raises(IdMismatchError):  # also when there is nothing to build
         put(store, ONE, BuildOptions(expect_id=ObjectId(bytes(32))))
     assert put(store, ONE, BuildOptions(expect_id=ObjectId(bytes.fromhex(id_of(ONE))))).result is None
-
-
-def test_options_for_a_dest_mean_nothing(store: Store) -> None:
-    put(store, ONE, BuildOptions(swap=True, discard=True))
-    put(store, TWO, BuildOptions(swap=True))
-    assert len(generations(store.path)) == 2
 
 
 def test_a_manifest_that_changes_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +309,7 @@ def test_whatever_room_there_is_the_store_is_as_before_or_has_a_generation(
     mount: Mount, monkeypatch: pytest.MonkeyPatch, resource: str
 ) -> None:
     """Each amount of room that is just too small, one by one."""
-    monkeypatch.setattr(build_module, "_check_room", lambda *_: None)
+    monkeypatch.setattr(sink, "_check_room", lambda *_: None)
     place = mount("tmpfs", "nr_inodes=200,size=256k")
     store = new_store(place / "store")
     put(store, ONE)

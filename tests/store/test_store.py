@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mkmeta.compiler.build import BuildOptions
-from mkmeta.compiler.plan import Plan
+from mkmeta.build import BuildOptions
 from mkmeta.errors import ExitCode, NoGenerationError, StoreError
+from mkmeta.plan import Plan
+from mkmeta.sinks.protocol import LayerKind
 from mkmeta.store.store import Generation, Store
 from tests.store.processes import fork, wait
 from tests.store.stores import ONE, THREE, TWO, generations, id_of, names, new_store, put
@@ -80,6 +81,7 @@ def test_generation_json_has_the_keys_of_the_page(store: Store) -> None:
         "version": 1,
         "number": 1,
         "id": id_of(ONE),
+        "kind": "directory",
         "root": "/mnt/sw",
         "redirect_prefix": "x/\\xff",
         "redirect_prefix_b64": "eC//",
@@ -298,6 +300,9 @@ def test_many_make_a_store_at_once(path: Path) -> None:
         ({"id": "0" * 64}, "is about another generation"),
         ({"id": "0" * 63}, "'id' is not an ID"),
         ({"id": 5}, "'id' is not an ID"),
+        ({"kind": 5}, "'kind' is not a word"),
+        ({"kind": "a\nb"}, "'kind' is not a word"),
+        ({"kind": "erofs"}, "its layer is of the kind 'erofs', this mkmeta knows: directory"),
         ({"root": 5}, "'root' is not a path"),
         ({"root": "a\0b"}, "'root' is not a path"),
         ({"root_b64": "*"}, "'root' is not a path"),
@@ -322,6 +327,16 @@ def test_a_damaged_generation_json(store: Store, change: dict[str, object], mess
     assert caught.value.path == os.fsencode(file)
     assert caught.value.hint
     assert put(store, ONE).generation.number == 2  # and life goes on
+
+
+def test_a_layer_without_a_kind_is_a_directory(store: Store) -> None:
+    generation = put(store, ONE).generation
+    file = Path(os.fsdecode(generation.path), "generation.json")
+    fields = json.loads(file.read_text())
+    del fields["kind"]
+    file.write_text(json.dumps(fields))
+    assert generation.about().kind is LayerKind.DIRECTORY
+    assert put(store, ONE).result is None, "it is as built"
 
 
 @pytest.mark.parametrize("root", [b"", b"relative", b"/a\0b", b"/" + b"a" * 100_000])

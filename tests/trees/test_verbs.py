@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mkmeta.__main__ import main
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from tests.bench.diff import write_manifest
 from tests.scanner.helpers import make_sample
@@ -111,7 +112,7 @@ def test_merge_and_prune(work: Path, capsys: Capture) -> None:
     assert main(["merge", "one.mkm", "two.mkm", "-o", "both.mkm"]) == 0
     printed = capsys.readouterr()
     with ManifestReader.open("both.mkm") as reader:
-        reader.check()
+        check(reader)
         assert printed.out == reader.id.hex() + "\n"
     assert "merged 2 manifests" in printed.err
     assert (
@@ -151,7 +152,7 @@ def test_manifests_on_stdout_and_stdin(work: Path) -> None:
     )
     (work / "piped.mkm").write_bytes(pruned.stdout)
     with ManifestReader.open("piped.mkm") as reader:
-        reader.check()
+        check(reader)
         assert pruned.stderr.decode() == reader.id.hex() + "\n"
         assert reader.find(b"grp/b/v1") and not reader.find(b"grp/a")
 

@@ -7,23 +7,46 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import tempfile
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from hypothesis import strategies as st
 
 from mkmeta.codec.container import Location
-from mkmeta.codec.facts import encode_columns, encode_facts
+from mkmeta.codec.facts import PageFacts
 from mkmeta.codec.info import Info
-from mkmeta.codec.objects import encode_directory
-from mkmeta.digest import ObjectId, ObjectKind
+from mkmeta.digest import ObjectId
+from mkmeta.manifest.check import check
 from mkmeta.manifest.writer import ManifestWriter
-from mkmeta.model import Directory, DirectoryKind, Entry, RegularFile, Root, Special, Symlink
-from mkmeta.trees.assembly import Source
-from mkmeta.trees.merge import Conflict, merge
+from mkmeta.model import (
+    NO_COUNTS,
+    Counts,
+    Directory,
+    DirectoryKind,
+    Entry,
+    HardLinks,
+    RegularFile,
+    Root,
+    Special,
+    Symlink,
+)
+from mkmeta.trees.merge import Conflict, merge, stored_counts
 from mkmeta.trees.prune import prune
-from tests.compiler.layers import open_reader
-from tests.vectors.trees import INFO, MTIME, Leaf, Tree, link_rows, walk
+from mkmeta.trees.recorded import Source
+from tests.layer.layers import open_reader
+from tests.vectors.trees import (
+    INFO,
+    MTIME,
+    Leaf,
+    Tree,
+    add_directory,
+    add_directory_facts,
+    link_rows,
+    total_of,
+    walk,
+)
 
 NAMES = [b"a", b"b", b"c"]
 _OWN: dict[str, Any] = {"uid": 0, "gid": 0, "mtime_ns": MTIME}
@@ -93,82 +116,118 @@ def selected(tree: Tree, chosen: Collection[bytes], path: bytes = b"") -> Tree |
 
 
 def recorded(
-    volume: Volume, chosen: Collection[bytes], *, facts: bool = True, created: int = INFO.created, **info: Any
+    volume: Volume,
+    chosen: Collection[bytes],
+    *,
+    facts: bool = True,
+    created: int = INFO.created,
+    hard_links: HardLinks = HardLinks.ALL,
+    **info: Any,
 ) -> bytes:
     """The manifest of a selection, with the volume's inode numbers as facts and its hard links."""
     tree = selected(volume.tree, chosen)
     assert tree is not None
-    groups: dict[int, list[bytes]] = {}
+    groups: dict[tuple[int, bytes], list[bytes]] = {}
     for path, node in walk(tree):
         if not isinstance(node, Tree):
-            groups.setdefault(volume.inodes[path], []).append(path)
+            subtree = subtree_of(tree, path) if hard_links is HardLinks.SUBTREE else b""
+            groups.setdefault((volume.inodes[path], subtree), []).append(path)
     links = {path: names[0] for names in groups.values() for path in names[1:]}
+    nlinks = Counter(volume.inodes.values())
     stream = io.BytesIO()
     with ManifestWriter(stream) as writer:
-        top, place = _write(writer, tree, b"", volume.inodes, facts)
+        top, place, counts = _write(writer, tree, b"", volume.inodes, nlinks, facts)
         index = writer.add_links(link_rows(links))
-        about = dataclasses.replace(INFO, created=created, **info)
+        about = dataclasses.replace(INFO, created=created, hard_links=hard_links, **info)
+        if facts:
+            about = dataclasses.replace(about, counts=stored_counts(counts))
         writer.finish(Root(directory=top, links=index, digests=()), about, place)
     return stream.getvalue()
 
 
+def subtree_of(tree: Tree, path: bytes) -> bytes:
+    """The topmost opaque directory above a path, or the path itself."""
+    names = path.split(b"/")
+    for count, name in enumerate(names[:-1], 1):
+        below = tree.children[name]
+        assert isinstance(below, Tree)
+        if below.kind is DirectoryKind.OPAQUE:
+            return b"/".join(names[:count])
+        tree = below
+    return path
+
+
 def _write(
-    writer: ManifestWriter, tree: Tree, path: bytes, inodes: Mapping[bytes, int], facts: bool
-) -> tuple[Directory, Location | None]:
+    writer: ManifestWriter,
+    tree: Tree,
+    path: bytes,
+    inodes: Mapping[bytes, int],
+    nlinks: Mapping[int, int],
+    facts: bool,
+) -> tuple[Directory, Location | None, Counts]:
     entries: list[Entry] = []
     places: list[Location | None] = []
+    below: list[Counts] = []
     numbers = []
-    for name, child in sorted(tree.children.items()):
+    linked = {}
+    for number, (name, child) in enumerate(sorted(tree.children.items())):
         at = path + b"/" + name if path else name
         numbers.append(inodes.get(at, 500_000 + len(at)))
         if isinstance(child, Tree):
-            node, place = _write(writer, child, at, inodes, facts)
+            node, place, counts = _write(writer, child, at, inodes, nlinks, facts)
             places.append(place)
+            below.append(counts)
             entries.append(Entry(name, node))
         else:
             entries.append(Entry(name, child))
+            if nlinks[inodes[at]] > 1:
+                linked[number] = nlinks[inodes[at]]
     directory = Directory(
         mode=tree.mode,
         uid=tree.uid,
         gid=tree.gid,
         mtime_ns=tree.mtime_ns,
         xattrs=tree.xattrs,
-        children=writer.add(ObjectKind.DIRECTORY, encode_directory(entries)),
-        entries=len(entries) + sum(node.entries for _, node in entries if isinstance(node, Directory)),
+        children=add_directory(writer, entries),
+        entries=total_of(entries),
         kind=tree.kind,
     )
     if not facts:
-        return directory, None
-    return directory, writer.add_facts(encode_facts(encode_columns(numbers, [MTIME] * len(numbers)), places))
+        return directory, None, NO_COUNTS
+    page = PageFacts(numbers, [MTIME] * len(numbers), places, linked)
+    return directory, *add_directory_facts(writer, entries, page, tree.kind, below)
 
 
 def merged(*manifests: bytes, conflict: Conflict = Conflict.FAIL, **options: Any) -> bytes:
     """The merged manifest, checked."""
-    stream = io.BytesIO()
     readers = [open_reader(manifest) for manifest in manifests]
     try:
         sources = [Source(reader, b"%d.mkm" % number) for number, reader in enumerate(readers, 1)]
-        report = merge(sources, stream, conflict=conflict, **options)
+        with tempfile.TemporaryFile() as stream:
+            report = merge(sources, stream, conflict=conflict, **options)
+            stream.seek(0)
+            result = stream.read()
     finally:
         for reader in readers:
             reader.close()
-    assert id_of(stream.getvalue()) == report.manifest_id
-    return stream.getvalue()
+    assert id_of(result) == report.manifest_id
+    return result
 
 
 def pruned(manifest: bytes, *drop: bytes) -> bytes:
     """The pruned manifest, checked."""
-    stream = io.BytesIO()
-    with open_reader(manifest) as reader:
+    with open_reader(manifest) as reader, tempfile.TemporaryFile() as stream:
         report = prune(Source(reader, b"sw.mkm"), drop, stream)
-    assert id_of(stream.getvalue()) == report.manifest_id
-    return stream.getvalue()
+        stream.seek(0)
+        result = stream.read()
+    assert id_of(result) == report.manifest_id
+    return result
 
 
 def id_of(manifest: bytes) -> bytes:
     """The ID of a manifest, all of which must be valid."""
     with open_reader(manifest) as reader:
-        reader.check()
+        check(reader)
         return reader.id
 
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import zstandard
 
-from mkmeta.codec.container import END_MAGIC, FOOTER, FRAME_ROW, HEADER, MAGIC, OBJECT_ROW
+from mkmeta.codec.container import END_MAGIC, FOOTER, FRAME_ROW, FRAME_SIZE_MAX, HEADER, MAGIC, OBJECT_ROW
 from mkmeta.codec.info import encode_info
 from mkmeta.codec.packing import pack
 from mkmeta.digest import ObjectKind
-from tests.vectors.trees import INFO
+from mkmeta.model import STORED_COUNTS, Counts
+from tests.vectors.trees import INFO, PAGE_BYTES
 
 Value = Any  # anything msgpack can hold: the invalid is what these files are about
 
@@ -61,11 +62,11 @@ class Parts:
 
 
 class Draft:
-    """The objects and records of a manifest to be. All objects go into frame 0, info and facts into frame 1."""
+    """The objects and records of a manifest to be. Objects are in frame 0 and behind, info in 1, facts in 2."""
 
     def __init__(self) -> None:
         self.objects: dict[bytes, bytes] = {}
-        self.facts: list[bytes] = []
+        self.facts = [bytearray()]  # by frame, from frame 2 on
 
     def add(self, kind: ObjectKind, content: Value, object_id: bytes | None = None) -> bytes:
         """Adds an object, a value or bytes, under its ID or another one, and returns that."""
@@ -87,11 +88,25 @@ class Draft:
         """Adds link pages and their index."""
         return self.add(ObjectKind.LINK_INDEX, [self.add(ObjectKind.LINK_PAGE, page) for page in pages])
 
+    def linked(self, rows: list[Value]) -> bytes:
+        """Adds valid rows, divided into pages, and their index."""
+        pages: list[list[Value]] = []
+        size = 0
+        for row in rows:
+            size += len(pack(row))
+            if not pages or size > PAGE_BYTES:
+                pages.append([])
+                size = len(pack(row))
+            pages[-1].append(row)
+        return self.links(*pages)
+
     def add_facts(self, content: Value) -> list[int]:
-        """Adds a facts record and returns its place; the info record comes first in the frame."""
-        self.facts.append(content if isinstance(content, bytes) else pack(content))
-        before = sum(map(len, self.facts[:-1]))
-        return [2, before, len(self.facts[-1])]
+        """Adds a facts record, or that of a page, and returns its place."""
+        data = content if isinstance(content, bytes) else pack(content)
+        if self.facts[-1] and len(self.facts[-1]) + len(data) > FRAME_SIZE_MAX:
+            self.facts.append(bytearray())
+        self.facts[-1] += data
+        return [1 + len(self.facts), len(self.facts[-1]) - len(data), len(data)]
 
     def finish(
         self,
@@ -111,15 +126,19 @@ class Draft:
             elements[number] = value
         root_id = self.add(ObjectKind.ROOT, elements if root_object is None else root_object)
         parts = Parts(footer={"id": root_id})
-        content = b""
-        for name, data in self.objects.items():
-            parts.object_rows.append([name, 0, len(content), len(data)])
-            content += data
-        parts.object_rows.sort()
         record = encode_info(INFO) if info is None else info if isinstance(info, bytes) else pack(info)
-        for data in (content, record, *([b"".join(self.facts)] if self.facts else [])):
-            parts.frames.append(compress(data))
-            parts.sizes.append(len(data))
+        others = [record, *(self.facts if self.facts[0] else [])]
+        contents = [bytearray()]
+        for name, data in self.objects.items():
+            if contents[-1] and len(contents[-1]) + len(data) > FRAME_SIZE_MAX:
+                contents.append(bytearray())
+            frame = len(contents) - 1 + (len(others) if len(contents) > 1 else 0)
+            parts.object_rows.append([name, frame, len(contents[-1]), len(data)])
+            contents[-1] += data
+        parts.object_rows.sort()
+        for content in (contents[0], *others, *contents[1:]):
+            parts.frames.append(compress(bytes(content)))
+            parts.sizes.append(len(content))
         if facts is not None:
             parts.footer["facts"] = tuple(facts)
         return parts
@@ -131,13 +150,20 @@ def compress(data: bytes) -> bytes:
 
 
 def handmade_frame(
-    data: bytes, *, size: int | None, checksum: bool = True, dictionary: int = 0, zeros: int = 0
+    data: bytes, *, size: int | None, checksum: bool = True, dictionary: int = 0, zeros: int = 0, window: int = 0
 ) -> bytes:
-    """A zstd frame of one stored block, then `zeros` times 128 KiB of zeros; `size` is what it claims to hold."""
-    descriptor = (0x04 if checksum else 0) | (0x01 if dictionary else 0) | (0xE0 if size is not None else 0)
-    frame = ZSTD_MAGIC + bytes([descriptor])
+    """A zstd frame of one stored block, then `zeros` times 128 KiB of zeros; `size` is what it claims to hold.
+
+    `window` is 2 to the power of that many bytes; 0: none is stated, unless there is no size.
+    """
+    descriptor = (0x04 if checksum else 0) | (0x01 if dictionary else 0) | (0xC0 if size is not None else 0)
     if size is None:
-        frame += b"\x58"  # a window of 2 MiB; with a content size there is no window
+        window = window or 21
+    elif not window:
+        descriptor |= 0x20  # a single segment: the size is the window
+    frame = ZSTD_MAGIC + bytes([descriptor])
+    if window:
+        frame += bytes([window - 10 << 3])
     if dictionary:
         frame += bytes([dictionary])
     if size is not None:
@@ -163,6 +189,24 @@ def entry(name: Value, mode: Value, *fields: Value) -> list[Value]:
 def file(name: Value = b"f", *more: Value, size: Value = 3) -> list[Value]:
     """A regular file without digests."""
     return entry(name, 0o100644, size, None, None, *more)
+
+
+def sized(name: bytes, size: int) -> list[Value]:
+    """A file whose entry takes so many bytes, nearly all of them zeros in xattrs."""
+    xattrs: list[Value] = []
+    row = file(name, xattrs)
+    while (left := size - len(pack(row))) > 66_000:
+        xattrs += [b"user.%02d" % len(xattrs), bytes(60_000)]
+    for length in range(left, max(left - 20, -1), -1):
+        filled = [*xattrs, b"user.%02d" % len(xattrs), bytes(length)]
+        if len(pack(file(name, filled))) == size:
+            return file(name, filled)
+    raise ValueError(f"no entry takes {size} bytes")
+
+
+def facts(*page: Value, pages: Value = None, **counts: int) -> list[Value]:
+    """A facts record of one page, which has these columns, or of several; counts are 0 unless they are named."""
+    return [list(Counts(**counts)[:STORED_COUNTS]), [list(page)] if pages is None else pages]
 
 
 def total(entries: tuple[Value, ...]) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 from blake3 import blake3
 
 from mkmeta.codec.info import Info
+from mkmeta.codec.objects import encode_entry
 from mkmeta.digest import ContentDigest, verity_digest
-from mkmeta.model import NS, Device, DigestName, DirectoryKind, RegularFile, Special, Symlink
+from mkmeta.model import NS, Device, DigestName, DirectoryKind, HardLinks, RegularFile, Special, Symlink
 from tests.vectors.trees import INFO, MTIME, Leaf, Tree, regular
 
 BOTH = (DigestName.BLAKE3, DigestName.VERITY)
@@ -139,6 +140,8 @@ def _skeleton() -> Case:
             select=(b"grp/*/lib", b"a*"),
             hide=(b".nfs*",),
             left_out=((b"grp/v3/\xff", "permission denied"),),
+            drop_xattrs=(b"user.nfs*",),
+            hard_links=HardLinks.ALL,
             counts={"dirs": 5, "skeleton": 2, "files": 4, "bytes": 10},
         ),
     )
@@ -157,11 +160,15 @@ def _equal_subtrees() -> Case:
 
 
 def _many_links() -> Case:
-    names = [b"%03x" % number for number in range(4098)]
+    names = [b"%02d" % number for number in range(40)]
+    tree, path = Tree(children={name: regular() for name in names}), b""
+    for letter in b"nmlkjihgfedcba":
+        directory = bytes([letter]) * 255
+        tree, path = Tree(children={directory: tree}), directory + b"/" + path
     return Case(
-        why="4,098 link rows: a full page and one of two rows, with a group that spans both.",
-        tree=_root(d=Tree(children={name: regular() for name in names})),
-        links={b"d/" + name: b"d/000" for name in names[1:]},
+        why="40 link rows of long paths, more than 256 KiB: two pages, with a group that spans both.",
+        tree=dataclasses.replace(tree, kind=MERGE),
+        links={path + name: path + b"00" for name in names[1:]},
     )
 
 
@@ -177,12 +184,55 @@ def _many_frames() -> Case:
     )
 
 
-def _facts() -> Case:
-    tree = _root(a=Tree(children={b"\x01": regular(1), b"\xff\xff": Tree()}), b=regular(2), c=Tree())
+def _pages() -> Case:
+    def fat(number: int) -> RegularFile:
+        return dataclasses.replace(regular(number), xattrs=((b"user.fat", bytes(60_000)),))
+
+    children: dict[bytes, Tree | Leaf] = {b"%02d-file" % number: fat(number) for number in range(10)}
+    children |= {b"%02d-same" % number: fat(number) for number in (1, 8)}
+    children |= {b"%02d-sub" % number: Tree(children={b"f": regular(number)}) for number in (0, 4, 5, 9)}
+    longest = tuple((b"user.%d" % number, bytes(65_536)) for number in range(5))
+    children[b"06-longest"] = dataclasses.replace(regular(6), xattrs=longest)
     return Case(
-        why="Facts: differences of either sign, modulo 2^64; equal directories with facts of their own.\n"
-        "The ID is that of no-facts.",
+        why="A directory of several pages: full to the last entry that fits, one of a single entry longer than that,\n"
+        "subdirectories in several. Facts with a record for each page, and with names of linked inodes.",
+        tree=_root(d=Tree(children=children)),
+        links={b"d/01-same": b"d/01-file", b"d/08-same": b"d/08-file"},
+        facts=True,
+    )
+
+
+def _page_border() -> Case:
+    """Entries of 65,536 and 65,537 bytes: four of the first fill a page, of the second three."""
+
+    def children(size: int) -> dict[bytes, Tree | Leaf]:
+        node = dataclasses.replace(regular(), xattrs=((b"user.fill", bytes(60_000)), (b"user.more", bytes(5_000))))
+        missing = size - len(encode_entry(b"0", node))
+        node = dataclasses.replace(node, xattrs=(node.xattrs[0], (b"user.more", bytes(5_000 + missing))))
+        return {b"%d" % number: node for number in range(4)}
+
+    return Case(
+        why="Two directories of four entries: 262,144 bytes of them are one page, four bytes more are two.",
+        tree=_root(one=Tree(children=children(65_536)), two=Tree(children=children(65_537))),
+        facts=True,
+    )
+
+
+def _facts() -> Case:
+    tree = _root(a=Tree(children={b"\x01": regular(2), b"\xff\xff": Tree()}), b=regular(2), c=Tree())
+    return Case(
+        why="Facts: differences of either sign, modulo 2^64; counts; an inode with a name outside; equal directories\n"
+        "with facts of their own. The ID is that of no-facts.",
         tree=tree,
+        links={b"b": b"a/\x01"},
+        facts=True,
+    )
+
+
+def _sums() -> Case:
+    return Case(
+        why="Sizes of sparse files that add up to more than 2^64 - 1, which the counts then say.",
+        tree=_root(a=Tree(children={b"%d" % number: regular(2**63 - 1) for number in range(3)}), b=regular(5)),
         facts=True,
     )
 
@@ -204,6 +254,9 @@ CASES: dict[str, Case] = {
     "equal-subtrees": _equal_subtrees(),
     "many-links": _many_links(),
     "many-frames": _many_frames(),
+    "pages": _pages(),
+    "page-border": _page_border(),
+    "huge-sums": _sums(),
     "facts": _facts(),
     "no-facts": dataclasses.replace(_facts(), why="The tree of facts, without.", facts=False),
 }

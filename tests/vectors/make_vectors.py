@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from mkmeta.errors import FormatError
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from tests.vectors.cases import CASES, Case
 from tests.vectors.explain import explain
@@ -38,7 +39,7 @@ def refusal(manifest: Path) -> str:
     """What mkmeta has against a file. Raises ValueError when it has nothing."""
     try:
         with ManifestReader.open(str(manifest)) as reader:
-            reader.check()
+            check(reader)
     except FormatError as error:
         return error.message
     raise ValueError(f"{manifest} was not refused")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice, product
+
+import zstandard
 
 from mkmeta.codec.packing import pack
 from mkmeta.digest import ObjectKind
-from tests.vectors.assemble import Draft, Parts, Value, compress, entry, file, handmade_frame
-from tests.vectors.trees import INFO
+from tests.vectors.assemble import Draft, Parts, Value, compress, entry, facts, file, handmade_frame, sized, total
+from tests.vectors.trees import INFO, PAGE_BYTES
 
 REG, DIR, LNK, CHR, BLK, FIFO, SOCK = 0o100644, 0o040755, 0o120777, 0o020600, 0o060600, 0o010600, 0o140600
 ID = bytes(range(32))  # of nothing
@@ -17,8 +20,8 @@ def base() -> Parts:
     """A valid file: two entries in a subtree, facts."""
     draft = Draft()
     below = draft.folder(b"d", file(b"a"), file(b"b"))
-    inner = draft.add_facts([[1, 1], [5, -5], []])
-    outer = draft.add_facts([[2], [7], [inner]])
+    inner = draft.add_facts(facts([1, 1], [5, -5], [], [1, 2], dirs=1, files=2, bytes=6, linked=1))
+    outer = draft.add_facts(facts([2], [7], [inner], [], dirs=1, skeleton=1, files=2, bytes=6, linked=1))
     return draft.finish(below, facts=outer)
 
 
@@ -101,7 +104,7 @@ def container_cases() -> Iterator[tuple[str, bytes]]:
         "frame-compressed-zero": [32, 0, content],
         "frame-size-short": [32, length, content - 1],
         "frame-size-long": [32, length, content + 1],
-        "frame-size-beyond-limit": [32, length, 2**28 + 1],
+        "frame-size-beyond-limit": [32, length, 2**22 + 1],
     }
     for name, row in frame_rows.items():
         yield name, changed(lambda parts: parts.frame_rows.update({0: row}))  # noqa: B023 - called now
@@ -110,12 +113,16 @@ def container_cases() -> Iterator[tuple[str, bytes]]:
     unused.sizes.append(0)
     unused.frame_rows[3] = [2**40, 1, 1]
     yield "frame-unused-beyond-file", unused.encode()
+    large = base()
+    large.sizes[0] = 2**22 + 1
+    large.frames[0] = compress(zstandard.decompress(large.frames[0]).ljust(2**22 + 1, b"\0"))
+    yield "frame-too-large", large.encode()
     object_rows: dict[str, tuple[int, Value]] = {
         "object-frame": (1, 9),
         "object-offset": (2, 2**32 - 1),
         "object-offset-plus-one": (2, content),
         "object-length": (3, 2**32 - 1),
-        "object-length-beyond-limit": (3, 2**28 + 1),
+        "object-length-beyond-limit": (3, 2**20 + 1),
         "object-length-plus-one": (3, 4096),
         "object-length-zero": (3, 0),
         "object-absent": (0, b"\xff" * 32),
@@ -162,6 +169,7 @@ def frame_cases() -> Iterator[tuple[str, bytes]]:
         "no-checksum": handmade_frame(info, size=size, checksum=False),
         "dictionary": handmade_frame(info, size=size, dictionary=7),
         "bomb": handmade_frame(info, size=size, zeros=4096),
+        "window": handmade_frame(info, size=size, window=23),
         "states-too-much": handmade_frame(info, size=2**62),
         "states-a-little-more": handmade_frame(info, size=size + 1),
         "holds-less": handmade_frame(info[:-1], size=size),
@@ -191,7 +199,7 @@ def info_values() -> dict[str, Value]:
         "select": [b"a*"],
         "hide": [],
         "left_out": [[b"x", "why"]],
-        "counts": {"files": 1},
+        "counts": {"hidden": 1},
     }
 
 
@@ -369,7 +377,91 @@ def tree_cases() -> Iterator[tuple[str, bytes]]:
         for number, digest in enumerate(("blake3", "verity")):
             digests = [value if number == other else None for other in range(2)]
             yield f"digest-{digest}-{name}", Draft().finish(entry(b"f", REG, 0, *digests), root={9: [digest]}).encode()
-    yield "path-too-long", _deep(4096)
+    yield "path-too-long", _deep(4095)
+    yield "object-too-long", entries(sized(b"f", 2**20))
+    yield "root-too-long", root(5, sized(b"f", 2**20)[-1])
+
+
+def page_cases() -> Iterator[tuple[str, bytes]]:
+    """Directories of several pages."""
+    a, b, c = (sized(name, 150_000) for name in (b"a", b"b", b"c"))
+    half, more = sized(b"a", 131_072), sized(b"b", 131_073)
+    yield "page-too-long", entries(half, more)
+    yield "page-too-long-of-several", _divided([half, more], [c])
+    yield "page-ends-early", _divided([sized(b"a", 1000)], [sized(b"b", 1000)])
+    yield "page-ends-early-exactly", _divided([half], [sized(b"b", 131_072)])
+    yield "page-ends-early-late", _divided([a], [b], [sized(b"c", 1000)])
+    yield "page-longer-than-an-object", _divided([a], [sized(b"b", 2**20)])
+    yield "page-single", _divided([a])
+    yield "pages-unsorted", _divided([half, sized(b"z", 100_000)], [b])
+    yield "pages-duplicate", _divided([half, sized(b"b", 100_000)], [b])
+    full = sized(b"a", 262_144)
+    yield "page-of-pages", _divided([full], [[b"b", ID, 1], [b"c", ID, 1]])
+    yield "page-merge-below-opaque", _divided([full], [entry(b"b", DIR, ID, 1, 0), c], kind=1)
+    good = pack([file(b"b")])
+    pages = {
+        "empty": [],
+        "of-no-bytes": b"",
+        "not-array": 5,
+        "cut": good[:-1],
+        "bytes-after": good + b"\0",
+        "reserved-byte": b"\x91\xc1",
+        "nested": b"\x91" * 5000 + b"\x90",
+        "huge": b"\xdd\xff\xff\xff\xff" + good[1:],
+        "long-header": b"\xdc\0\1" + good[1:],
+    }
+    for name, page in pages.items():
+        yield f"page-{name}", _divided([full], page, rows=lambda ids: [[b"a", ids[0], 1], [b"b", ids[1], 1]], count=2)
+    draft = Draft()
+    other = draft.directory(b)
+    yield (
+        "page-of-another-kind",
+        _divided([a], rows=lambda ids: [[b"a", *ids, 1], [b"b", other, 1]], count=2, draft=draft),
+    )
+    rows: dict[str, Callable[[list[bytes]], Value]] = {
+        "first": lambda ids: [[b"a", ids[0], 1], [b"aa", ids[1], 1]],
+        "first-later": lambda ids: [[b"a", ids[0], 1], [b"bb", ids[1], 1]],
+        "first-empty": lambda ids: [[b"", ids[0], 1], [b"b", ids[1], 1]],
+        "first-no-name": lambda ids: [[b"a", ids[0], 1], [b"b/", ids[1], 1]],
+        "first-text": lambda ids: [["a", ids[0], 1], [b"b", ids[1], 1]],
+        "descending": lambda ids: [[b"b", ids[1], 1], [b"a", ids[0], 1]],
+        "twice": lambda ids: [[b"a", ids[0], 1], [b"a", ids[0], 1]],
+        "id-short": lambda ids: [[b"a", ids[0], 1], [b"b", ids[1][:31], 1]],
+        "id-nil": lambda ids: [[b"a", ids[0], 1], [b"b", None, 1]],
+        "id-absent": lambda ids: [[b"a", ids[0], 1], [b"b", ID, 1]],
+        "entries-of-none": lambda ids: [[b"a", ids[0], 2], [b"b", ids[1], 0]],
+        "entries-swapped": lambda ids: [[b"a", ids[0], 2], [b"b", ids[1], 1]],
+        "entries-too-many": lambda ids: [[b"a", ids[0], 1], [b"b", ids[1], 2**32]],
+        "entries-nil": lambda ids: [[b"a", ids[0], 1], [b"b", ids[1], None]],
+        "of-two": lambda ids: [[b"a", ids[0], 1], [b"b", ids[1]]],
+        "of-four": lambda ids: [[b"a", ids[0], 1], [b"b", ids[1], 1, 0]],
+        "not-array": lambda ids: [[b"a", ids[0], 1], b"b"],
+        "entry-behind": lambda ids: [[b"a", ids[0], 1], file(b"b")],
+        "bytes-after": lambda ids: pack([[b"a", ids[0], 1], [b"b", ids[1], 1]]) + b"\0",
+        "long-header": lambda ids: b"\xdc\0\2" + pack([[b"a", ids[0], 1], [b"b", ids[1], 1]])[1:],
+    }
+    for name, said in rows.items():
+        yield f"page-row-{name}", _divided([a], [b], rows=said, count=3 if name == "entries-swapped" else 2)
+    yield "pages-total", _divided([a], [b], count=3)
+
+
+def _divided(
+    *pages: Value,
+    rows: Callable[[list[bytes]], Value] | None = None,
+    count: int | None = None,
+    kind: int = 0,
+    draft: Draft | None = None,
+) -> bytes:
+    """A file of a directory `d` of these pages; `rows` says what its object says, given the IDs of the pages."""
+    draft = draft or Draft()
+    ids = [draft.add(ObjectKind.DIRECTORY_PAGE, page) for page in pages]
+    totals = [total(tuple(page)) if isinstance(page, list) else 1 for page in pages]
+    if rows is None:
+        said: Value = [[page[0][0], page_id, number] for page, page_id, number in zip(pages, ids, totals, strict=True)]
+    else:
+        said = rows(ids)
+    directory = draft.add(ObjectKind.DIRECTORY, said)
+    return draft.finish(entry(b"d", DIR, directory, sum(totals) if count is None else count, kind)).encode()
 
 
 def _bomb(stated: Callable[[int], int]) -> bytes:
@@ -458,20 +550,28 @@ def link_cases() -> Iterator[tuple[str, bytes]]:
         "path-dot-dot": [[[b"a", 2], [b"d/../b", b"a"]]],
         "path-double-slash": [[[b"a", 2], [b"d//f", b"a"]]],
         "path-nul": [[[b"a", 2], [b"b\0", b"a"]]],
-        "path-too-long": [[[b"a", 2], [b"n" * 4096, b"a"]]],
+        "path-too-long": [[[b"a", 2], [b"/".join([b"n" * 255] * 15 + [b"n" * 252, b"nn"]), b"a"]]],
         "target-empty": [[[b"a", 2], [b"b", b""]]],
         "page-empty": [good, []],
         "page-only-empty": [[]],
-        "page-short": [good[:1], good[1:]],
-        "page-too-long": [_link_rows(4097)],
+        "page-ends-early": [good[:1], good[1:]],
         "page-not-array": [pack(5)],
         "pages-none": [],
-        "pages-unsorted": [_link_rows(4096), good],
     }
-    long = ("page-too-long", "pages-unsorted")
     for name, content in pages.items():
         draft = Draft()
-        yield f"link-{name}", _linked(draft, draft.links(*content), more=sum(map(len, content)) if name in long else 0)
+        yield f"link-{name}", _linked(draft, draft.links(*content))
+    rows = _long_rows()
+    first = next(number for number in range(len(rows)) if len(pack(rows[:number])) - 3 > PAGE_BYTES) - 1
+    long_pages: dict[str, list[Value]] = {
+        "page-too-long": [rows],
+        "page-too-long-by-one-row": [rows[: first + 1], rows[first + 1 :]],
+        "page-ends-a-row-early": [rows[: first - 1], rows[first - 1 :]],
+        "pages-unsorted": [[*rows[: first - 1], rows[-1]], rows[first - 1 : -1]],
+    }
+    for name, content in long_pages.items():
+        draft = Draft()
+        yield f"link-{name}", _long_linked(draft, draft.links(*content))
     draft = Draft()
     yield "link-page-absent", _linked(draft, draft.add(ObjectKind.LINK_INDEX, [ID]))
     yield "link-page-nil", _linked(draft, draft.add(ObjectKind.LINK_INDEX, [None]))
@@ -481,18 +581,30 @@ def link_cases() -> Iterator[tuple[str, bytes]]:
     yield "link-page-bytes-after", _linked(draft, draft.links(pack(good) + b"\xc0"))
 
 
-def _linked(draft: Draft, links: bytes, more: int = 0) -> bytes:
+def _linked(draft: Draft, links: bytes) -> bytes:
     """A file with a, b and c alike, d a directory with a file, e different; `links` is the ID of the link index."""
     below = draft.folder(b"d", file(b"f"))
     rows = [file(b"a"), file(b"b"), file(b"c"), below, draft.folder(b"d2"), file(b"e", size=4)]
     rows.insert(4, file(b"d."))
-    rows += [file(b"h%04d" % number) for number in range(more)]
     return draft.finish(*rows, links=links).encode()
 
 
-def _link_rows(count: int) -> list[Value]:
-    first = b"h0000"
-    return [[first, count], *([b"h%04d" % number, first] for number in range(1, count))]
+_LONG = [bytes([letter]) * 255 for letter in b"abcdefghijklmn"]  # directories in one another
+_LONG_NAMES = [b"%02d" % number for number in range(50)]
+
+
+def _long_rows() -> list[Value]:
+    """Rows for `_long_linked`: more than a page holds."""
+    first, *others = (b"/".join([*_LONG, name]) for name in _LONG_NAMES)
+    return [[first, len(_LONG_NAMES)], *([other, first] for other in others)]
+
+
+def _long_linked(draft: Draft, links: bytes) -> bytes:
+    """A file with names of one inode deep down."""
+    inner = draft.folder(_LONG[-1], *map(file, _LONG_NAMES))
+    for name in reversed(_LONG[:-1]):
+        inner = draft.folder(name, inner)
+    return draft.finish(inner, links=links).encode()
 
 
 def record_cases() -> Iterator[tuple[str, bytes]]:
@@ -512,53 +624,173 @@ def record_cases() -> Iterator[tuple[str, bytes]]:
         "unknown-key-reserved-byte": b"\x88" + _info_bytes()[1:] + pack("new") + b"\xc1",
     }
     wrong: dict[str, list[Value]] = {
-        "root": ["/mnt", None],
+        "root": ["/mnt", None, b"", b"mnt", b"/a\0b", b"/" + b"a" * 4095],
         "created": [b"", 1.5, True],
         "tool": [b"mkmeta", 1],
-        "select": [b"a", ["a"], [1]],
-        "hide": [None, [None]],
-        "left_out": [{}, [[b"a"]], [["a", "b"]], [[b"a", b"b"]], [[b"a", "b", "c"]], [7]],
-        "counts": [[], {b"files": 1}, {"files": "1"}, {"files": 1.0}],
+        "select": [b"a", ["a"], [1], [b""] * 65_537],
+        "hide": [None, [None], [b""] * 65_537],
+        "left_out": [{}, [[b"a"]], [["a", "b"]], [[b"a", b"b"]], [[b"a", "b", "c"]], [7], [[b"a", ""]] * 65_537],
+        "counts": [[], {b"files": 1}, {"files": "1"}, {"files": 1.0}, {f"{n}": n for n in range(4097)}],
+        "drop_xattrs": [b"user.a", ["user.a"], None, [b""] * 65_537],
+        "hard_links": ["some", b"all", None, ""],
     }
     for key, values in wrong.items():
         missing = {name: value for name, value in info_values().items() if name != key}
-        infos[f"{key}-missing"] = missing
+        if key in info_values():
+            infos[f"{key}-missing"] = missing
         infos |= {f"{key}-{number}": info_values() | {key: value} for number, value in enumerate(values, 1)}
     infos["select-huge"] = b"\x81" + pack("select") + b"\xdd\xff\xff\xff\xff" + b"\xc4\0" * 9
     for name, info in infos.items():
         yield f"info-{name.replace('_', '-')}", Draft().finish(file(), info=info).encode()
-    facts: dict[str, Value] = {
+
+
+def facts_cases() -> Iterator[tuple[str, bytes]]:
+    """Facts of the root: a directory `d` of one file, of which nothing is known, and two files."""
+    counts = [1, 1, 3, 0, 0, 9, *[0] * 6]
+    page: list[Value] = [[1, 1, 1], [1, 1, 1], [None], []]
+    wrong: dict[str, Value] = {
         "not-array": 1,
-        "of-two": [[1], [1]],
-        "of-four": [[1], [1], [None], []],
-        "columns-not-arrays": [1, 1, 1],
-        "inodes-too-few": [[], [], [None]],
-        "inodes-too-many": [[1, 1], [1, 1], [None]],
-        "times-too-few": [[1], [], [None]],
-        "inode-too-large": [[2**63], [1], [None]],
-        "time-too-large": [[1], [2**64 - 1], [None]],
-        "inode-nil": [[None], [1], [None]],
-        "inode-true": [[True], [1], [None]],
-        "inode-array": [[[1]], [1], [None]],
-        "children-too-few": [[1], [1], []],
-        "children-too-many": [[1], [1], [None, None]],
-        "child-integer": [[1], [1], [2]],
-        "child-of-two": [[1], [1], [[2, 0]]],
-        "child-negative": [[1], [1], [[2, -1, 3]]],
-        "child-too-large": [[1], [1], [[2, 2**32, 3]]],
-        "child-frame": [[1], [1], [[3, 0, 3]]],
-        "child-offset": [[1], [1], [[2, 4000, 3]]],
-        "child-length": [[1], [1], [[2, 0, 4000]]],
-        "child-nothing": [[1], [1], [[2, 0, 0]]],
-        "child-of-another": [[1], [1], [[2, 0, 8]]],
-        "bytes-after": pack([[1], [1], [None]]) + b"\0",
-        "cut": pack([[1], [1], [None]])[:-1],
-        "huge": b"\x93\xdd\xff\xff\xff\xff" + b"\1" * 9,
+        "of-one": [counts],
+        "of-three": [counts, [page], []],
+        "counts-not-array": [1, [page]],
+        "counts-too-few": [counts[:-1], [page]],
+        "counts-too-many": [counts + [0] * 53, [page]],
+        "count-negative": [[*counts[:-1], -1], [page]],
+        "count-nil": [[*counts[:-1], None], [page]],
+        "count-of-a-later-version-negative": [[*counts, -1], [page]],
+        "pages-not-array": [counts, 1],
+        "pages-none": [counts, []],
+        "pages-two": [counts, [page, page]],
+        "pages-placed": [counts, [[2, 0, 9]]],
+        "page-not-array": [counts, [1]],
+        "page-of-three": [counts, [page[:3]]],
+        "page-of-five": [counts, [[*page, []]]],
+        "bytes-after": pack([counts, [page]]) + b"\0",
+        "cut": pack([counts, [page]])[:-1],
+        "huge": b"\x92" + pack(counts) + b"\xdd\xff\xff\xff\xff" + b"\1" * 9,
+        "huge-column": b"\x92" + pack(counts) + b"\x91\x94\xdd\xff\xff\xff\xff" + b"\1" * 9,
     }
-    for name, content in facts.items():
+    columns: dict[str, list[Value]] = {
+        "columns-not-arrays": [1, 1, 1, 1],
+        "inodes-too-few": [[1, 1], *page[1:]],
+        "inodes-too-many": [[1, 1, 1, 1], [1, 1, 1, 1], *page[2:]],
+        "times-too-few": [page[0], [1, 1], *page[2:]],
+        "inode-too-large": [[1, 1, 2**63], *page[1:]],
+        "time-too-large": [page[0], [1, 1, 2**64 - 1], *page[2:]],
+        "inode-nil": [[1, 1, None], *page[1:]],
+        "inode-true": [[1, 1, True], *page[1:]],
+        "inode-array": [[1, 1, [1]], *page[1:]],
+        "children-too-few": [*page[:2], [], []],
+        "children-too-many": [*page[:2], [None, None], []],
+        "child-integer": [*page[:2], [2], []],
+        "child-of-two": [*page[:2], [[2, 0]], []],
+        "child-negative": [*page[:2], [[2, -1, 3]], []],
+        "child-too-large": [*page[:2], [[2, 2**32, 3]], []],
+        "child-frame": [*page[:2], [[3, 0, 3]], []],
+        "child-offset": [*page[:2], [[2, 4000, 3]], []],
+        "child-length": [*page[:2], [[2, 0, 4000]], []],
+        "child-nothing": [*page[:2], [[2, 0, 0]], []],
+        "child-of-another": [*page[:2], [[2, 0, 8]], []],
+        "linked-odd": [*page[:3], [1]],
+        "linked-nil": [*page[:3], [1, None]],
+        "linked-array": [*page[:3], [[1, 2]]],
+        "linked-of-directory": [*page[:3], [0, 2]],
+        "linked-out-of-range": [*page[:3], [3, 2]],
+        "linked-second-out-of-range": [*page[:3], [1, 2, 2, 2]],
+        "linked-negative": [*page[:3], [-1, 2]],
+        "linked-twice": [*page[:3], [1, 2, 0, 2]],
+        "linked-descending": [*page[:3], [2, 2, -1, 2]],
+        "linked-huge": [*page[:3], [2**62, 2]],
+        "linked-nlink-one": [*page[:3], [1, 1]],
+        "linked-nlink-too-large": [*page[:3], [1, 2**32]],
+        "linked-nlink-negative": [*page[:3], [1, -2]],
+    }
+    wrong |= {name: [counts, [content]] for name, content in columns.items()}
+    for name, content in wrong.items():
         draft = Draft()
         inside = draft.folder(b"d", file())
-        yield f"facts-{name}", draft.finish(inside, facts=draft.add_facts(content)).encode()
+        rows = (inside, file(b"e"), file(b"f"))
+        yield f"facts-{name}", draft.finish(*rows, facts=draft.add_facts(content)).encode()
+    yield "facts-too-long", _long_facts()
+
+
+def _long_facts() -> bytes:
+    """A valid record of more than 512 KiB: of many short entries, with integers in their longest forms."""
+    count = 15_000
+    column = b"\xdc" + count.to_bytes(2, "big") + (b"\xd3" + bytes(8)) * count
+    linked = (
+        b"\xdd"
+        + (2 * count).to_bytes(4, "big")
+        + b"".join(b"\xd3" + number.to_bytes(8, "big") for position in range(count) for number in (min(position, 1), 2))
+    )
+    draft = Draft()
+    counts = pack(facts(skeleton=1, others=count, linked=count)[0])
+    record = b"\x92" + counts + b"\x91\x94" + column + column + b"\x90" + linked
+    letters = b"abcdefghijklmnopqrstuvwxyz"
+    names = [bytes(name) for name in islice(product(letters, repeat=3), count)]
+    return draft.finish(*(entry(name, FIFO) for name in names), facts=draft.add_facts(record)).encode()
+
+
+def count_cases() -> Iterator[tuple[str, bytes]]:
+    """Counts that are not those of the tree."""
+    true = {"dirs": 1, "skeleton": 1, "files": 2, "symlinks": 1, "others": 1, "bytes": 6, "linked": 1}
+    inner = true | {"skeleton": 0}
+    for name in true:
+        yield f"counts-{name}", _counted(inner, true | {name: true[name] + 1})
+        yield f"counts-of-info-{name}", _counted(inner, true, info_values() | {"counts": true | {name: 9}})
+    yield "counts-below", _counted(inner | {"files": 3}, true)
+    yield "counts-below-and-above", _counted(inner | {"files": 3}, true | {"files": 3})
+    yield "counts-beyond-64-bits", _counted(inner, true | {"bytes": 2**64 - 1})
+
+
+def _counted(inner: dict[str, int], outer: dict[str, int], info: Value = None) -> bytes:
+    """A file with facts of everything, which have these counts."""
+    draft = Draft()
+    below = draft.folder(b"d", file(b"a"), file(b"b"), entry(b"l", LNK, b"a"), entry(b"p", FIFO))
+    place = draft.add_facts(facts([1, 1, 1, 1], [5, 0, 0, 0], [], [1, 3], **inner))
+    return draft.finish(below, facts=draft.add_facts(facts([2], [7], [place], [], **outer)), info=info).encode()
+
+
+def page_facts_cases() -> Iterator[tuple[str, bytes]]:
+    """Facts of a root of two pages, each of one file."""
+    good = [[1], [1], [], []]
+    counts = {"skeleton": 1, "files": 2, "bytes": 6}
+    pages: dict[str, Callable[[list[int]], Value]] = {
+        "one": lambda place: [place],
+        "three": lambda place: [place] * 3,
+        "none": lambda place: [],
+        "inside": lambda place: [good, good],
+        "nil": lambda place: [place, None],
+        "frame": lambda place: [place, [9, 0, 9]],
+        "length-zero": lambda place: [place, [2, 0, 0]],
+        "length-beyond-limit": lambda place: [place, [place[0], place[1], 2**19 + 1]],
+        "place-of-two": lambda place: [place, place[:2]],
+        "place-negative": lambda place: [place, [2, 0, -1]],
+    }
+    for name, said in pages.items():
+        draft = Draft()
+        yield f"facts-of-pages-{name}", _two_pages(draft, facts(pages=said(draft.add_facts(good)), **counts))
+    records: dict[str, Value] = {
+        "record-of-directory": facts(*good, **counts),
+        "record-too-few": [[], [], [], []],
+        "record-too-many": [[1, 1], [1, 1], [], []],
+        "record-children": [[1], [1], [None], []],
+        "record-linked-beyond": [[1], [1], [], [1, 2]],
+        "record-bytes-after": pack(good) + b"\0",
+        "record-not-array": 0,
+    }
+    for name, record in records.items():
+        draft = Draft()
+        places = [draft.add_facts(good), draft.add_facts(record)]
+        yield f"facts-of-pages-{name}", _two_pages(draft, facts(pages=places, **counts))
+
+
+def _two_pages(draft: Draft, record: Value) -> bytes:
+    rows = []
+    for name in (b"a", b"b"):
+        row = sized(name, 150_000)
+        rows.append([name, draft.add(ObjectKind.DIRECTORY_PAGE, [row]), 1])
+    return draft.finish(top=draft.add(ObjectKind.DIRECTORY, rows), count=2, facts=draft.add_facts(record)).encode()
 
 
 REJECTED: dict[str, bytes] = {
@@ -571,9 +803,13 @@ REJECTED: dict[str, bytes] = {
         entry_cases,
         xattr_cases,
         tree_cases,
+        page_cases,
         root_cases,
         link_cases,
         record_cases,
+        facts_cases,
+        count_cases,
+        page_facts_cases,
     )
     for name, data in cases()
 }

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from examples import read_manifest as example
 from mkmeta.codec.packing import pack
+from mkmeta.digest import ObjectKind
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
-from tests.vectors.assemble import Draft, Parts, entry, file, handmade_frame
+from tests.vectors.assemble import Draft, Parts, Value, compress, entry, facts, file, handmade_frame, sized
 from tests.vectors.reject import changed, info_values
 
 
@@ -27,12 +30,34 @@ def odd_files() -> Iterator[tuple[str, bytes]]:
     yield "unknown info keys", Draft().finish(file(), info=new | info_values()).encode()
     ext = b"\x88" + pack(info_values())[1:] + pack("new") + b"\xc7\x03\x05abc"
     yield "unknown info key of an extension type", Draft().finish(file(), info=ext).encode()
+    most: dict[str, Value] = {key: [b"x"] * 65_536 for key in ("select", "hide", "drop_xattrs")}
+    most |= {"root": b"/" + b"r" * 4094, "left_out": [[b"", ""]] * 65_536, "counts": {f"{n}": n for n in range(4096)}}
+    yield "info at its limits", Draft().finish(file(), info=info_values() | most).encode()
+    for value in ("all", "subtree"):
+        yield f"hard links: {value}", Draft().finish(file(), info=info_values() | {"hard_links": value}).encode()
     draft = Draft()
     inside = draft.folder(b"d", file())
-    yield "facts known of the root only", draft.finish(inside, facts=draft.add_facts([[1], [2], [None]])).encode()
+    unknown = facts([1], [2], [None], [], dirs=99, bytes=2**64 - 1)
+    yield (
+        "facts known of the root only, which nobody can count",
+        draft.finish(
+            inside, facts=draft.add_facts(unknown), info=info_values() | {"counts": {"dirs": 98, "new": -1}}
+        ).encode(),
+    )
     draft = Draft()
-    long_form = b"\xdc\0\3" + b"\x91\xd3" + b"\xff" * 8 + b"\x91\0" + b"\x91\xc0"
+    counts, pages = facts([1], [2], [], [0, 2**32 - 1], skeleton=1, files=1, bytes=3, linked=1)
+    later = [[*counts, *range(52)], pages]
+    yield "facts of a later version", draft.finish(file(), facts=draft.add_facts(later)).encode()
+    draft = Draft()
+    zeros = pack(facts(dirs=1)[0])
+    long_form = b"\xdc\0\2" + zeros + b"\xdc\0\1" + b"\xdc\0\4\x91\xd3" + b"\xff" * 8 + b"\x91\0\x91\xc0\xdc\0\0"
     yield "facts in long forms", draft.finish(draft.folder(b"d"), facts=draft.add_facts(long_form)).encode()
+    yield "a page full to the last byte", Draft().finish(sized(b"a", 131_072), sized(b"b", 131_072)).encode()
+    yield "an entry of 1 MiB, with the array around it", Draft().finish(sized(b"a", 2**20 - 1)).encode()
+    yield "a page of a byte that was too much", _pages([sized(b"a", 131_072)], [sized(b"b", 131_073)])
+    yield "one entry a page, each longer than one", _pages(*([sized(b"%d" % n, 300_000 + n)] for n in range(9)))
+    yield "a frame of 4 MiB", changed(_fill)
+    yield "a window of 4 MiB", changed(_widen)
     yield "nothing at all", Draft().finish().encode()
     draft = Draft()
     inner = draft.folder(b"m", entry(b"p", 0o010000), kind=0)
@@ -40,18 +65,18 @@ def odd_files() -> Iterator[tuple[str, bytes]]:
     draft = Draft()
     same = draft.folder(b"a", file())
     yield "equal directories", draft.finish(same, [b"b", *same[1:]]).encode()
-    yield "path of 4095 bytes", _deep()
+    yield "path of 4094 bytes", _deep()
     draft = Draft()
-    rows = [[b"f0000", 4096], *([b"f%04d" % number, b"f0000"] for number in range(1, 4096))]
-    names = [file(b"f%04d" % number) for number in range(4096)]
-    yield "one full link page", draft.finish(*names, links=draft.links(rows)).encode()
+    rows = [[b"f0000", 5000], *([b"f%04d" % number, b"f0000"] for number in range(1, 5000))]
+    names = [file(b"f%04d" % number) for number in range(5000)]
+    yield "one link page of many rows", draft.finish(*names, links=draft.links(rows)).encode()
     draft = Draft()
     every = [entry(b"d", 0o060000, 4095, 2**20 - 1), entry(b"f", 0o010000), entry(b"l", 0o120000, b"t")]
     every += [[b"m", *every[0][1:]], [b"n", *every[1][1:]], [b"o", *every[2][1:]]]
     rows = [[b"d", 2], [b"f", 2], [b"l", 2], [b"m", b"d"], [b"n", b"f"], [b"o", b"l"]]
     yield "hard links of devices, fifos, symlinks", draft.finish(*every, links=draft.links(rows)).encode()
-    most = [item for number in range(9362) for item in (b"user.%05d" % number, b"")]
-    yield "9362 xattrs", Draft().finish(file(b"f", most)).encode()
+    longest = [item for number in range(9362) for item in (b"user.%05d" % number, b"")]
+    yield "9362 xattrs", Draft().finish(file(b"f", longest)).encode()
     edges = [b"user.overlay", b"", b"user.overlayx", b"", b"user.trusted.overlay.", b""]
     yield "xattrs next to overlay's", Draft().finish(file(b"f", edges)).encode()
 
@@ -81,9 +106,26 @@ def _store(parts: Parts) -> None:
     parts.frames[1], parts.sizes[1] = handmade_frame(record, size=len(record)), len(record)
 
 
+def _fill(parts: Parts) -> None:
+    """With bytes that nothing refers to."""
+    parts.sizes[0] = 2**22
+    parts.frames[0] = compress(zstandard.decompress(parts.frames[0]).ljust(2**22, b"\0"))
+
+
+def _widen(parts: Parts) -> None:
+    record = pack(info_values())
+    parts.frames[1], parts.sizes[1] = handmade_frame(record, size=len(record), window=22), len(record)
+
+
+def _pages(*pages: list[Value]) -> bytes:
+    draft = Draft()
+    rows = [[page[0][0], draft.add(ObjectKind.DIRECTORY_PAGE, page), len(page)] for page in pages]
+    return draft.finish(top=draft.add(ObjectKind.DIRECTORY, rows), count=sum(map(len, pages))).encode()
+
+
 def _deep() -> bytes:
     draft = Draft()
-    inner = file(b"f" * 255)
+    inner = file(b"f" * 254)
     for _ in range(15):
         inner = draft.folder(b"n" * 255, inner)
     return draft.finish(inner).encode()
@@ -97,7 +139,7 @@ def test_both_readers_accept(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "odd.mkm"
     path.write_bytes(data)
     with ManifestReader.open(str(path)) as reader:
-        reader.check()
+        check(reader)
     assert example.main(["", str(path)]) == 0
 
 

@@ -14,13 +14,14 @@ import zstandard
 
 from examples import read_manifest as example
 from mkmeta.codec.container import FOOTER, FRAME_ROW, OBJECT_ROW
+from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NS, Device, Directory, LinkRow, Node, PrimaryRow, RegularFile, Special, Symlink
 from tests.vectors.cases import CASES
 from tests.vectors.explain import explain
 from tests.vectors.make_vectors import EXAMPLE, VECTORS, manifest_of, refusal
 from tests.vectors.reject import REJECTED, base
-from tests.vectors.trees import write_tree
+from tests.vectors.trees import PAGE_BYTES, write_tree
 
 NAMES = sorted(CASES)
 REJECTED_NAMES = sorted(REJECTED)
@@ -85,12 +86,12 @@ def test_mkmeta_and_example_find_the_same_facts(name: str, capsys: pytest.Captur
     listing = capsys.readouterr().out
     assert listing == (VECTORS / name / "tree.txt").read_text()
     with ManifestReader.open(str(file)) as reader, file.open("rb") as stream:
-        reader.check()
+        check(reader)
         assert reader.id.hex() + "\n" == (VECTORS / name / "id.txt").read_text()
         container = example.Container(stream.fileno())
         seen = [
             (path, tuple(entry)[1:], link)
-            for path, entry, link in example.walk(container, example.read_root(container))
+            for path, entry, link in example.Tree(container, example.read_root(container)).walk()
         ]
         assert list(joined(reader)) == seen
         assert (reader.facts_place is not None) == CASES[name].facts
@@ -111,7 +112,17 @@ def test_what_the_cases_are_there_for() -> None:
     assert footers["many-frames"][1] >= 4
     assert footers["facts"][5] == footers["no-facts"][5]
     with ManifestReader.open(str(VECTORS / "many-links" / "manifest.mkm")) as reader:
-        assert sum(1 for _ in reader.links()) == 4098
+        assert (sum(1 for _ in reader.links()), len(reader.link_pages())) == (40, 2)
+    for name, path, pages in (("pages", b"d", 4), ("page-border", b"one", 1), ("page-border", b"two", 2)):
+        with ManifestReader.open(str(VECTORS / name / "manifest.mkm")) as reader:
+            directory = reader.find(path)
+            assert isinstance(directory, Directory)
+            found = reader.pages(directory, path)
+            assert len(found) == pages
+            if name == "pages":
+                contents = [reader.page(page, directory, path) for page in found]
+                assert sum(any(isinstance(node, Directory) for _, node in page) for page in contents) >= 2
+                assert any(len(reader.page_bytes(page, path)) > PAGE_BYTES for page in found)
     equal = objects_of((VECTORS / "equal-subtrees" / "manifest.mkm").read_bytes())
     assert len(equal) == 3 + 3  # directories; root, link page, link index
 
@@ -190,5 +201,5 @@ def test_stream_of_the_generator_is_never_sought() -> None:
             raise io.UnsupportedOperation("seek")
 
     stream = Pipe()
-    write_tree(stream, CASES["facts"].tree, facts=True)
+    write_tree(stream, CASES["facts"].tree, links=CASES["facts"].links, facts=True)
     assert objects_of(stream.getvalue()) == objects_of(manifest_of(CASES["facts"]))

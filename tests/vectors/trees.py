@@ -6,17 +6,20 @@ a manifest holds without saying how.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from mkmeta.codec.container import Location
-from mkmeta.codec.facts import encode_columns, encode_facts
+from mkmeta.codec.facts import PageFacts, encode_facts, encode_page_facts
 from mkmeta.codec.info import Info
-from mkmeta.codec.objects import encode_directory
+from mkmeta.codec.objects import PageRow, encode_entry, encode_page, encode_page_rows
 from mkmeta.digest import ObjectId, ObjectKind
+from mkmeta.manifest.reader import counts_of
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import (
+    NO_COUNTS,
+    Counts,
     DigestName,
     Directory,
     DirectoryKind,
@@ -30,6 +33,7 @@ from mkmeta.model import (
     tree_order,
 )
 
+PAGE_BYTES = 262_144  # formats/manifest.md section 3.1
 Leaf = Node  # any node but a Directory
 MTIME = 1_700_000_000_123_456_789
 INFO = Info(root=b"/mnt/sw", created=1_700_000_100_000_000_000, tool="mkmeta vectors")
@@ -70,11 +74,15 @@ def write_tree(
     """Writes a manifest and returns its ID.
 
     `links` maps paths to the primary of the same inode. With `facts`, inode numbers and change times are made up from
-    the names. `backwards` writes siblings in the other order, which must not matter.
+    the names, and inodes have the names in `links` and one more. `backwards` writes siblings in the other order, which
+    must not matter.
     """
+    rows = link_rows(links or {})
+    nlinks = {row.path: row.nlink + 1 for row in rows if isinstance(row, PrimaryRow)}
+    nlinks |= {row.path: nlinks[row.target] for row in rows if isinstance(row, LinkRow)}
     with ManifestWriter(stream) as writer:
-        top, place = _add(writer, tree, facts, backwards)
-        index = writer.add_links(link_rows(links or {}))
+        top, place, _ = _add(writer, tree, b"", nlinks if facts else None, backwards)
+        index = writer.add_links(rows)
         return writer.finish(Root(directory=top, links=index, digests=digests), info, place)
 
 
@@ -94,33 +102,102 @@ def made_up_facts(names: list[bytes]) -> tuple[list[int], list[int]]:
     return inodes, [MTIME - 7 * len(name) for name in names]
 
 
-def _add(writer: ManifestWriter, tree: Tree, facts: bool, backwards: bool) -> tuple[Directory, Location | None]:
-    done: dict[bytes, tuple[Directory, Location | None]] = {}
+def encode_directory(entries: Sequence[Entry]) -> bytes:
+    """The object of a directory of one page."""
+    return encode_page(len(entries), b"".join(encode_entry(name, node) for name, node in entries))
+
+
+def pages_of(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Entries, divided into pages."""
+    pages: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        length = len(encode_entry(*entry))
+        if pages[-1] and size + length > PAGE_BYTES:
+            pages.append([])
+            size = 0
+        pages[-1].append(entry)
+        size += length
+    return pages
+
+
+def total_of(entries: Sequence[Entry]) -> int:
+    """How many there are, all below them included."""
+    return len(entries) + sum(node.entries for _, node in entries if isinstance(node, Directory))
+
+
+def add_directory(writer: ManifestWriter, entries: Sequence[Entry]) -> ObjectId:
+    """Stores the objects of a directory, pages included."""
+    pages = pages_of(entries)
+    if len(pages) == 1:
+        return writer.add(ObjectKind.DIRECTORY, encode_directory(entries))
+    rows = [
+        PageRow(page[0].name, writer.add(ObjectKind.DIRECTORY_PAGE, encode_directory(page)), total_of(page))
+        for page in pages
+    ]
+    return writer.add(ObjectKind.DIRECTORY, encode_page_rows(rows))
+
+
+def add_directory_facts(
+    writer: ManifestWriter, entries: Sequence[Entry], facts: PageFacts, kind: DirectoryKind, below: Sequence[Counts]
+) -> tuple[Location, Counts]:
+    """Stores the facts of a directory, given those of all its entries together and the counts of its directories."""
+    is_opaque = kind is DirectoryKind.OPAQUE
+    counts = NO_COUNTS.plus(Counts(dirs=is_opaque, skeleton=not is_opaque))
+    for number, (_, node) in enumerate(entries):
+        if not isinstance(node, Directory):
+            counts = counts.plus(counts_of(node, facts.linked.get(number, 1)))
+    for other in below:
+        counts = counts.plus(other)
+    pages = []
+    start = children = 0
+    for page in pages_of(entries):
+        stop = start + len(page)
+        directories = sum(isinstance(node, Directory) for _, node in page)
+        linked = {at - start: nlink for at, nlink in facts.linked.items() if start <= at < stop}
+        pages.append(
+            encode_page_facts(
+                PageFacts(
+                    facts.inodes[start:stop],
+                    facts.change_times[start:stop],
+                    facts.children[children : children + directories],
+                    linked,
+                )
+            )
+        )
+        start, children = stop, children + directories
+    stored = pages[0] if len(pages) == 1 else [writer.add_facts(page) for page in pages]
+    return writer.add_facts(encode_facts(counts, stored)), counts
+
+
+def _add(
+    writer: ManifestWriter, tree: Tree, path: bytes, nlinks: Mapping[bytes, int] | None, backwards: bool
+) -> tuple[Directory, Location | None, Counts]:
+    prefix = path + b"/" if path else b""
+    done: dict[bytes, tuple[Directory, Location | None, Counts]] = {}
     for name, child in sorted(tree.children.items(), reverse=backwards):
         if isinstance(child, Tree):
-            done[name] = _add(writer, child, facts, backwards)
+            done[name] = _add(writer, child, prefix + name, nlinks, backwards)
     entries: list[Entry] = []
-    places: list[Location | None] = []
     for name, child in sorted(tree.children.items()):
-        if isinstance(child, Tree):
-            entries.append(Entry(name, done[name][0]))
-            places.append(done[name][1])
-        else:
-            entries.append(Entry(name, child))
+        entries.append(Entry(name, done[name][0] if isinstance(child, Tree) else child))
     directory = Directory(
         mode=tree.mode,
         uid=tree.uid,
         gid=tree.gid,
         mtime_ns=tree.mtime_ns,
         xattrs=tree.xattrs,
-        children=writer.add(ObjectKind.DIRECTORY, encode_directory(entries)),
-        entries=len(entries) + sum(below.entries for below, _ in done.values()),
+        children=add_directory(writer, entries),
+        entries=total_of(entries),
         kind=tree.kind,
     )
-    if not facts:
-        return directory, None
-    columns = encode_columns(*made_up_facts([name for name, _ in entries]))
-    return directory, writer.add_facts(encode_facts(columns, places))
+    if nlinks is None:
+        return directory, None, NO_COUNTS
+    below = [done[name] for name, node in entries if isinstance(node, Directory)]
+    inodes, change_times = made_up_facts([name for name, _ in entries])
+    linked = {number: nlinks[prefix + name] for number, (name, _) in enumerate(entries) if prefix + name in nlinks}
+    made_up = PageFacts(inodes, change_times, [place for _, place, _ in below], linked)
+    return directory, *add_directory_facts(writer, entries, made_up, tree.kind, [counts for _, _, counts in below])
 
 
 def regular(size: int = 0, mode: int = 0o100644) -> RegularFile:

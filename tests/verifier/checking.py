@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mkmeta.compiler.build import BuildOptions, build
-from mkmeta.compiler.plan import Plan
+from mkmeta.build import BuildOptions, build, sink_for
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.plan import Plan
 from mkmeta.verifier.findings import Finding, Findings
 from mkmeta.verifier.verify import VerifyOptions, verify
 
@@ -29,7 +29,7 @@ def found_and_counted(
     chosen = VerifyOptions(layer=os.fsencode(layer), plan=plan or Plan(), **options)
     try:
         with ManifestReader.open(str(manifest)) as reader, Findings() as findings:
-            counts = verify(reader, chosen, findings)
+            counts = verify(reader, chosen, findings).counts
             return list(findings), counts
     finally:
         os.chdir(before)
@@ -43,5 +43,6 @@ def brief(findings: list[Finding]) -> list[tuple[str, str, str]]:
 def make_layer(manifest: Path, layer: Path, **plan: Any) -> Path:
     """Builds a layer."""
     with ManifestReader.open(str(manifest)) as reader:
-        build(reader, os.fsencode(layer), BuildOptions(plan=Plan(**plan)))
+        options = BuildOptions(plan=Plan(**plan))
+        build(reader, sink_for(os.fsencode(layer), options), options)
     return layer

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from mkmeta.compiler.plan import Plan
 from mkmeta.errors import MkmetaError
+from mkmeta.plan import Plan
 from tests.conftest import Mount
 from tests.scanner.helpers import make_sample, scan_tree
 from tests.verifier.checking import brief, found, make_layer

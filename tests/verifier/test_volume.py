@@ -13,13 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from mkmeta.compiler.plan import Plan
 from mkmeta.digest import verity_digest
 from mkmeta.errors import MkmetaError
 from mkmeta.linux.syscalls import open_beneath
+from mkmeta.manifest.reader import ManifestReader
+from mkmeta.plan import Plan
 from mkmeta.scanner.looking import open_content
+from mkmeta.trees.diff import diff
+from mkmeta.trees.layer_tree import LayerTree
 from mkmeta.verifier.data import Sample
+from mkmeta.verifier.findings import Findings
+from mkmeta.verifier.verify import Verified, VerifyOptions, verify
 from tests.conftest import Mount
+from tests.layer.manifests import manifest_of
 from tests.scanner.helpers import make_sample, scan_tree
 from tests.verifier.checking import brief, found, found_and_counted, make_layer
 
@@ -117,7 +123,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
     ),
     "hard link broken": (
         lambda top: keeping_times(top / LIB, lambda: unlink_and_copy(top / LIB / "same")),
-        [(f"{LIB}/same", "link")],
+        [(f"{LIB}/same", "inode"), (f"{LIB}/same", "link")],
     ),
 }
 
@@ -141,6 +147,96 @@ def test_findings_name_the_release(volume: Path, manifest: Path, layer: Path) ->
     (volume / "top").chmod(0o600)
     subtrees = {one.subtree for one in found(manifest, layer, lower=volume)}
     assert subtrees == {b"grp/a/v1", b"grp/a/v2", b"grp/b/v1", b"top"}, "one.py has a name in grp/b/v1 too"
+
+
+def replace_unseen(path: Path, content: bytes) -> None:
+    """Puts another file of the same attributes in the place of one, and the times of the directory back."""
+    fresh = path.with_name("fresh")
+
+    def swap() -> None:
+        fresh.write_bytes(content)
+        subprocess.run(["cp", "-a", "--attributes-only", path, fresh], check=True)
+        fresh.rename(path)
+
+    keeping_times(path.parent, swap)
+
+
+@pytest.mark.parametrize("share", [None, 0.0001])
+def test_a_file_replaced_by_its_like(volume: Path, manifest: Path, layer: Path, share: float | None) -> None:
+    """Nothing but the inode number tells; its data is read, whatever the sample."""
+    replace_unseen(volume / V2 / "block", b"y" * 4096)
+    sample = None if share is None else Sample(share)
+    expected = [("volume", f"{V2}/block", "inode")]
+    if sample is not None:
+        expected += [("data", f"{V2}/block", "digest")] * 2  # BLAKE3 and fs-verity
+    assert brief(found(manifest, layer, lower=volume, data=sample)) == expected
+
+
+def test_a_symlink_replaced_by_its_like(volume: Path, manifest: Path, layer: Path) -> None:
+    link = volume / LIB / "dangling"
+    fresh = link.with_name("fresh")
+
+    def swap() -> None:
+        subprocess.run(["cp", "-a", link, fresh], check=True)
+        fresh.rename(link)
+
+    keeping_times(link.parent, swap)
+    assert brief(found(manifest, layer, lower=volume)) == [("volume", f"{LIB}/dangling", "inode")]
+
+
+def test_a_release_replaced_by_its_like(volume: Path, manifest: Path, layer: Path) -> None:
+    (volume / "grp/a/v2").rename(volume.parent / "old")
+    keeping_times(volume / "grp/a", lambda: subprocess.run(["cp", "-a", volume.parent / "old", volume / "grp/a/v2"]))
+    findings = brief(found(manifest, layer, lower=volume))
+    leaves = [path for path in (volume / "grp/a/v2").rglob("*") if not path.is_dir() or path.is_symlink()]
+    assert findings == sorted(("volume", str(path.relative_to(volume)), "inode") for path in leaves)
+
+
+@pytest.mark.parametrize("share", [None, 0.0001])
+def test_what_only_the_change_time_tells_is_a_word_and_not_a_finding(
+    volume: Path, manifest: Path, layer: Path, share: float | None
+) -> None:
+    """A file may have been linked, or written to: its data tells, and is compared whatever the sample."""
+    block, more = volume / V2 / "block", volume / V2 / "more"
+    keeping_times(block, lambda: block.write_bytes(b"y" * 4096))
+    (volume.parent / "kept").hardlink_to(more)
+    sample = None if share is None else Sample(share)
+    findings, counts = found_and_counted(manifest, layer, lower=volume, data=sample)
+    assert counts["touched"] == 2
+    assert set(brief(findings)) == (set() if sample is None else {("data", f"{V2}/block", "digest")})
+    assert counts["read"] + counts["measured"] == (0 if sample is None else 2)
+
+
+def test_a_copy_of_the_volume_has_other_inodes(volume: Path, manifest: Path, layer: Path, tmp_path: Path) -> None:
+    subprocess.run(["cp", "-a", volume, tmp_path / "copy"], check=True)
+    verified = verified_with(manifest, layer, tmp_path / "copy")
+    assert verified.unproven is not None and "a copy of what was scanned" in verified.unproven
+    assert verified.counts["touched"] == 0
+    assert found(manifest, layer, lower=tmp_path / "copy") == []
+
+
+def test_a_filesystem_that_makes_numbers_up(
+    volume: Path, manifest: Path, layer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_unseen(volume / V2 / "block", b"y" * 4096)
+    monkeypatch.setattr("mkmeta.verifier.volume.filesystem_type", lambda _fd: "fuse.sshfs")
+    assert found(manifest, layer, lower=volume) == []
+    assert verified_with(manifest, layer, volume).unproven == "inode numbers of fuse.sshfs do not last"
+
+
+def test_a_manifest_without_facts(volume: Path, layer: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain.mkm"
+    plain.write_bytes(manifest_of(volume))
+    without = make_layer(plain, tmp_path / "without")
+    (volume / "top").rename(volume / "aside")
+    shutil.copy2(volume / "aside", volume / "top")
+    assert verified_with(plain, without, volume).unproven == "the manifest has no inode numbers"
+
+
+def verified_with(manifest: Path, layer: Path, lower: Path) -> Verified:
+    options = VerifyOptions(layer=os.fsencode(layer), lower=os.fsencode(lower))
+    with ManifestReader.open(str(manifest)) as reader, Findings() as findings:
+        return verify(reader, options, findings)
 
 
 def test_data_that_changed_without_a_trace(volume: Path, manifest: Path, layer: Path) -> None:
@@ -203,12 +299,12 @@ def test_what_is_unreadable_is_a_finding(
         return open_content(name)
 
     def root_squash(path: bytes, flags: int, *, dir_fd: int) -> int:
-        if path.endswith(b"deep/er"):
+        if path.endswith(b"deep/er") and os.readlink(f"/proc/self/fd/{dir_fd}") == str(volume):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         return open_beneath(path, flags, dir_fd=dir_fd)
 
     monkeypatch.setattr("mkmeta.verifier.data.open_content", broken_disk)
-    monkeypatch.setattr("mkmeta.verifier.volume.open_beneath", root_squash)
+    monkeypatch.setattr("mkmeta.verifier.looking.open_beneath", root_squash)
     findings = found(manifest, layer, lower=volume, data=Sample())
     assert brief(findings) == [
         ("volume", f"{V2}/block", "unreadable"),
@@ -275,7 +371,10 @@ def test_samples_nest_and_are_the_same_everywhere() -> None:
     assert [int(path.rpartition(b"-")[2]) for path in pinned] == [273, 379, 464, 451, 68]
 
 
-def test_a_sample_is_what_is_read(volume: Path, manifest: Path, layer: Path) -> None:
+def test_a_sample_is_what_is_read(volume: Path, manifest: Path, layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "mkmeta.verifier.volume.filesystem_type", lambda _fd: "fuse"
+    )  # or all are read: all are touched
     for path in volume.rglob("*"):
         if path.is_file() and not path.is_symlink() and path.stat().st_size:
             first = path.read_bytes()[:1]
@@ -316,3 +415,24 @@ def test_a_fifo_that_takes_the_place_of_a_file_does_not_block(volume: Path, mani
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.needs("root", "loop mounts", "mkfs.xfs", "setfacl")
+def test_acls_on_xfs_are_no_xattrs_of_their_own(tmp_path: Path, mount: Mount) -> None:
+    """Root sees where xfs keeps them: on a volume and in a layer that is no part of the tree."""
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    subprocess.run(["mkfs.xfs", "-q", image], check=True)
+    disk = mount("xfs", "loop", image)
+    volume = disk / "volume"
+    (volume / "d").mkdir(parents=True)
+    (volume / "d/file").write_text("x")
+    subprocess.run(["setfacl", "-m", "u:1000:rw", volume / "d/file"], check=True)
+    subprocess.run(["setfacl", "-d", "-m", "u:1000:rwx", volume / "d"], check=True)
+    assert "trusted.SGI_ACL_FILE" in os.listxattr(volume / "d/file")
+    scanned = scan_tree(volume)
+    make_layer(scanned.path, disk / "layer")
+    assert found(scanned.path, disk / "layer", lower=volume) == []
+    with ManifestReader.open(str(scanned.path)) as one, LayerTree(os.fsencode(disk / "layer")) as other:
+        assert list(diff(one, other)) == []

@@ -1,0 +1,1 @@
+"""The upper directory: a tree of metadata only on an ordinary filesystem (formats/upper.md)."""

@@ -1,0 +1,75 @@
+"""What `build` asks of a sink: to write a tree of planned nodes, and to have it appear as a whole.
+
+A sink knows how a node is written. Of overlayfs it knows nothing (`plan` has put it into the nodes' xattrs), nor where
+nodes come from. A new one is a folder here, with `directory` as its model, and a LayerKind. It is called in this order:
+
+1. `begin`, before any work: what would refuse the output in the end refuses it here. Something may be written now.
+2. `writer`, in every process that is to write, and its `directory` for each directory of the tree, the root first. Each
+   comes after the one it is in. If the sink is `ordered`, there is one writer, in the process that called `begin`, and
+   directories come in tree order: depth first, names ascending. Else there may be several, in forked processes.
+3. `links`, once: further names of inodes that were written, for the directories that hold them have no such nodes.
+4. `finish`, once: the root's own attributes, and the output appears, durable. Until then there was nothing.
+
+A sink is a context manager: left before `finish` has returned, it leaves nothing behind. It raises BuildError.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
+
+from mkmeta.model import LinkRow, PrimaryRow
+from mkmeta.plan import PlannedNode
+
+
+class LayerKind(StrEnum):
+    """What a layer is on disk; the values are those of formats/store.md."""
+
+    DIRECTORY = "directory"  # formats/upper.md
+
+
+class Published(NamedTuple):
+    """What `finish` did."""
+
+    filesystem: str  # type of the one the output is on
+    old: bytes | None = None  # name, beside the output, of what had its name before
+    leftovers: tuple[bytes, ...] = ()  # names beside it that a killed build left and that could not be removed
+    notes: tuple[str, ...] = ()  # what who asked for it should know
+
+
+class Writer(Protocol):
+    """Writes directories, in one process."""
+
+    def directory(self, path: bytes, node: PlannedNode, children: Iterator[PlannedNode]) -> None:
+        """Writes what is in the directory at `path`, names ascending, and then its own attributes, but the root's.
+
+        A directory among the children is written later; in a sink that is not ordered, by whoever has the time.
+        """
+
+
+class Sink(Protocol):
+    """One output."""
+
+    kind: LayerKind
+    ordered: bool
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def begin(self, root: PlannedNode, inodes: int) -> None:
+        """Prepares for a tree of so many inodes, the root apart."""
+
+    def writer(self, counts: Counter[str]) -> Writer:
+        """A writer for this process, which counts what it does, for the summary."""
+
+    def links(self, rows: Iterable[PrimaryRow | LinkRow]) -> None:
+        """Makes the hard links; rows come in tree order, a primary before its links."""
+
+    def finish(self, root: PlannedNode, counts: Counter[str]) -> Published:
+        """Completes and publishes the output; `counts` are those of all writers."""

@@ -1,0 +1,40 @@
+"""What it costs of memory to check and to show a hostile manifest: at most 150 MB, whatever it says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.layer.test_memory import HARMLESS, HOSTILE, measured, mkmeta
+from tests.manifest import hostile
+from tests.vectors.make_vectors import TOP
+
+REFUSED = {name for name in hostile.HOSTILE if "arrays" in name} | {"texts", "claims", "claims, deep"}
+LISTED = {"wide", "wide, long attributes", "linked"}
+WALKED = {"deep, full pages", "linked"}
+_EXAMPLE = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from examples import read_manifest
+with open(sys.argv[1], "rb") as file:
+    read_manifest.check(read_manifest.Container(file.fileno()))
+"""
+
+
+@pytest.mark.parametrize("name", hostile.HOSTILE)
+def test_hostile(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "hostile.mkm"
+    file.write_bytes(hostile.HOSTILE[name]().encode())
+    assert file.stat().st_size < 1 << 20
+    code = 10 if name in REFUSED else 0
+    assert mkmeta("show", "--check", file, code=code) < (HOSTILE if code else HARMLESS)
+    if name in LISTED:
+        assert mkmeta("show", file) < HARMLESS
+        assert mkmeta("ls", file) < HARMLESS
+    if name in WALKED:
+        assert mkmeta("ls", "-R", file) < HARMLESS
+        assert mkmeta("dump", file) < HARMLESS
+    if "attributes" in name:
+        assert measured(sys.executable, "-c", _EXAMPLE, file, TOP) < HARMLESS

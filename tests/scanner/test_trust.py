@@ -1,0 +1,127 @@
+"""What a base is trusted with: not change times of images, which have none, and nothing of a clock that was ahead."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mkmeta.codec.info import Info
+from mkmeta.manifest.reader import ManifestReader
+from mkmeta.scanner import base as base_module
+from mkmeta.scanner import scan as scan_module
+from tests.scanner.helpers import Scanned, make_sample
+from tests.scanner.test_base import Opened, again, first_scan
+
+THEN = 1_600_000_000  # seconds; mtime of everything in the images
+IMAGES = {
+    "squashfs": ["mksquashfs", "{source}", "{image}", "-noappend", "-all-time", str(THEN), "-mkfs-time", str(THEN)],
+    "erofs": ["mkfs.erofs", f"-T{THEN}", "-U00000000-0000-0000-0000-000000000001", "{image}", "{source}"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _everything_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_module, "TRUST_MARGIN", 0)
+
+
+def tree(root: Path, version: str, owner: int) -> Path:
+    """The same names, sizes and times for every version."""
+    (root / "rel/lib").mkdir(parents=True)
+    (root / "rel/lib/version.py").write_text(f"version = {version}")
+    (root / "rel/current").symlink_to(f"v{version}")
+    (root / "rel/own").write_text("x")
+    os.chown(root / "rel/own", owner, 0)
+    os.setxattr(root / "rel/own", "user.k", version.encode())
+    for path in (root, *root.rglob("*")):
+        os.utime(path, (THEN, THEN), follow_symlinks=False)
+    return root
+
+
+@pytest.fixture
+def mount_point(tmp_path: Path) -> Iterator[Path]:
+    point = tmp_path / "volume"
+    point.mkdir()
+    yield point
+    subprocess.run(["umount", "-q", point], check=False)
+
+
+@pytest.mark.needs("root", "loop mounts")
+@pytest.mark.parametrize("kind", IMAGES)
+def test_another_image_in_the_same_place(tmp_path: Path, mount_point: Path, kind: str) -> None:
+    results: list[Scanned] = []
+    for version in "12":
+        source, image = tree(tmp_path / version, version, int(version)), tmp_path / f"{version}.img"
+        command = [word.format(source=source, image=image) for word in IMAGES[kind]]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except FileNotFoundError:
+            pytest.skip(f"this machine lacks: {command[0]}")
+        subprocess.run(["umount", "-q", mount_point], check=False)
+        subprocess.run(["mount", "-o", "loop,ro", image, mount_point], check=True)
+        if not results:
+            results = [first_scan(mount_point)]
+    base = results[0]
+    with ManifestReader.open(str(base.path)) as reader:
+        looks = [
+            (seen.inode, seen.change_time) for seen in reader.recorded(reader.root.directory, b"", reader.facts_place)
+        ]
+        assert [(status.st_ino, status.st_ctime_ns) for status in [os.lstat(mount_point / "rel")]] == looks
+    assert again(mount_point, base).id == first_scan(mount_point).id != base.id
+
+
+def test_a_base_from_the_future_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    make_sample(volume, privileged=False)
+    ahead = 10**13  # ns
+
+    def of_a_clock_ahead(**fields: object) -> Info:
+        info = Info(**fields)  # type: ignore[arg-type]
+        return dataclasses.replace(info, created=info.created + ahead)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_module, "Info", of_a_clock_ahead)
+        base = first_scan(volume)
+    time.sleep(0.012)
+    opened = Opened(tmp_path / "opened")
+    result = again(volume, base, open_content=opened)
+    assert result.report.base_is_from_the_future and result.id == base.id
+    assert len(opened.names) >= 7 and result.report.counts.unchanged == 0
+    part = again(volume, base, only=(b"grp/a",))
+    with ManifestReader.open(str(part.path)) as reader:
+        assert reader.info.created > time.time_ns(), "what was not looked at is as doubtful as before"
+    once_more = Opened(tmp_path / "again")
+    assert not again(volume, result, open_content=once_more).report.base_is_from_the_future
+    assert once_more.names == []
+
+
+def test_each_attribute_alone_is_a_change(tmp_path: Path) -> None:
+    """Whatever the change time says: what lstat(2) tells is compared."""
+    file = tmp_path / "file"
+    file.write_text("x")
+    os.utime(file, ns=(5, 5))
+    seen = os.lstat(file)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    volume = tmp_path / "v"
+    volume.mkdir()
+    (volume / "f").touch()
+    time.sleep(0.012)
+    with ManifestReader.open(str(first_scan(volume).path)) as reader:
+        base = base_module.Base(reader, fd, adopted=False, trust=True)
+    os.close(fd)
+    row: list[object] = [b"file", seen.st_mode, seen.st_uid, seen.st_gid, 0, 5, 1, None, None]
+    assert base.is_as_recorded(row, seen.st_ino, seen.st_ctime_ns, seen)
+    assert not base.is_as_recorded(row, seen.st_ino + 1, seen.st_ctime_ns, seen)
+    assert not base.is_as_recorded(row, seen.st_ino, seen.st_ctime_ns - 1, seen)
+    chance = random.Random(1)
+    for position in range(1, 7):
+        other = list(row)
+        other[position] = int(str(row[position])) ^ 1 << chance.randrange(9)
+        assert not base.is_as_recorded(other, seen.st_ino, seen.st_ctime_ns, seen), position
