@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -119,6 +120,10 @@ MUST_HAVE = "MKMETA_TESTS_MUST_HAVE"  # capabilities, comma-separated: what test
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # `nohup pytest &`; programs that tests start would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     lacking = [name for name in os.environ.get(MUST_HAVE, "").split(",") if name and not CAPABILITIES[name]]
     if lacking:
         raise pytest.UsageError(f"this machine lacks what {MUST_HAVE} says it has: {', '.join(lacking)}")

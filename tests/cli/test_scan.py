@@ -231,12 +231,30 @@ def test_interrupted(scan: Scan, volume: Path, output: Path, number: signal.Sign
         str(volume / "patterns"),
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    time.sleep(1)  # it waits for someone to write patterns
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
+    with (volume / "patterns").open("wb"):  # opens once it reads there, and waits for someone to write patterns
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert b"Traceback" not in errors and len(errors.splitlines()) == 1
     assert os.listdir(output.parent) == []
+
+
+def test_started_with_interrupts_ignored(scan: Scan, volume: Path, output: Path) -> None:
+    """As `nohup mkmeta ... &` is: it stays deaf to them, as every program must."""
+    os.mkfifo(volume / "patterns")
+    command = [sys.executable, "-m", "mkmeta", "scan", str(volume), "-o", str(output), "--select-from"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen([*command, str(volume / "patterns")], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with (volume / "patterns").open("wb") as patterns:
+        process.send_signal(signal.SIGINT)
+        patterns.write(b"*\n")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    with ManifestReader.open(str(output)) as reader:
+        check(reader)
 
 
 def test_another_scan_to_the_same_file_is_not_disturbed(scan: Scan, output: Path) -> None:
