@@ -95,6 +95,10 @@ class Inode:
             len(set(maybe)) == 1 and (maybe[0] is None or maybe[0].is_complete()) for maybe in self.entries.values()
         )
 
+    def names(self) -> set[str]:
+        """The names that are there, now or after a crash."""
+        return {name for name, maybe in self.entries.items() if maybe != [None]}
+
     def sync_names(self) -> None:
         for name, maybe in list(self.entries.items()):
             self.entries[name] = maybe[-1:]

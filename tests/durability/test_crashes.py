@@ -88,7 +88,7 @@ def test_manifest(place: Path, arguments: tuple[str, ...], first: bool) -> None:
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_new_layer(place: Path, jobs: str) -> None:
     new = Watched(place, "build", "-q", "-j", jobs, "../1.mkm", "layer").check_old_or_new("layer")
-    assert {"v1"} == set(new.entries)
+    assert {"v1"} == new.names()
 
 
 @pytest.mark.parametrize("discard", [True, False])
@@ -98,7 +98,7 @@ def test_exchanged_layer(place: Path, discard: bool) -> None:
     old = run.disk.now(place / "layer")
     assert old is not None
     new = run.check_old_or_new("layer")
-    assert {"v2"} == set(new.entries)
+    assert {"v2"} == new.names()
     if not discard:
         (kept,) = place.glob("layer.old-*")
         assert run.disk.maybe(kept) == {old} and old.is_complete()
