@@ -104,7 +104,6 @@ def test_exchanged_layer(place: Path, discard: bool) -> None:
         assert run.disk.maybe(kept) == {old} and old.is_complete()
 
 
-@pytest.mark.xfail(reason="the mark is not synced before the rename", strict=True)
 def test_a_new_tree_under_an_old_name_is_known_as_unfinished(place: Path) -> None:
     """Or what a crash left beside DEST would pass for a layer that was in use once, and never go."""
     mkmeta(place, "build", "-q", "../1.mkm", "layer")

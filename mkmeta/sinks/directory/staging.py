@@ -281,9 +281,11 @@ class Staging:
             # whenever the build is killed, the only tree that can be taken for a leftover is the one that was not DEST.
             _clear_pending(old_fd)
             os.setxattr(self.fd, self._pending_xattr, b"")
+            os.fsync(self.fd)  # or a crash could leave the tree under the old one's name, without the mark
             self._take_old_name(layer_id(old_fd))
             self._rename(destination.name, RENAME_EXCHANGE)
             old, self._name = self._name, b""
+            os.fsync(destination.parent_fd)  # the mark goes when the names are safe, not before
             _clear_pending(self.fd)
             return True, old
         finally:
