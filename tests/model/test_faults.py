@@ -12,7 +12,7 @@ import pytest
 
 from mkmeta.scanner.looking import open_content
 from tests.conftest import Mount
-from tests.model.test_machine import BEFORE, OLD_ASSEMBLY, History
+from tests.model.test_machine import BEFORE, History
 from tests.scanner.helpers import scan_tree
 
 pytestmark = pytest.mark.needs("root", "overlay", "trusted xattrs", "user xattrs")
@@ -28,7 +28,6 @@ def history() -> Iterator[History]:
 
 
 @pytest.mark.parametrize("patterns", [["s/new"], ["s/new/a"], ["*/new"], ["s/note", "s/new"]])
-@pytest.mark.xfail(OLD_ASSEMBLY, reason="fault 1 of issue 9", strict=True)
 def test_a_rescan_of_the_rest_after_a_prune(history: History, patterns: list[str]) -> None:
     history.first_scan(("s",))
     history.prune(["s/old"])
@@ -46,7 +45,6 @@ def test_a_rescan_of_all_after_a_prune(history: History, drop: str) -> None:
 
 @pytest.mark.parametrize("select", [("g/*",), ("g/*/*",), ("*",)])
 @pytest.mark.parametrize("beside", [b"g/p/v1/linked", b"g/p/linked", b"g/q/v2/linked"])
-@pytest.mark.xfail(OLD_ASSEMBLY, reason="fault 2 of issue 9", strict=False)
 def test_a_rescan_of_parts_with_links_beside_them(history: History, select: tuple[str, ...], beside: bytes) -> None:
     os.link(history.volume.real(b"g/p/v1/a"), history.volume.real(beside))
     history.first_scan(select)
@@ -56,7 +54,6 @@ def test_a_rescan_of_parts_with_links_beside_them(history: History, select: tupl
     history.scan_only(["g/*/v2"])
 
 
-@pytest.mark.xfail(OLD_ASSEMBLY, reason="fault 2 of issue 9", strict=True)
 def test_the_directory_of_a_link_is_gone_on_the_way(history: History) -> None:
     os.link(history.volume.real(b"g/p/v1/a"), history.volume.real(b"g/p/v1/d/linked"))
     history.first_scan(("g/*",))
@@ -68,7 +65,6 @@ def test_the_directory_of_a_link_is_gone_on_the_way(history: History) -> None:
 
 @pytest.mark.needs("loop mounts", "mkfs.ext4")
 @pytest.mark.parametrize("digest", ["none", "blake3"])
-@pytest.mark.xfail(OLD_ASSEMBLY, reason="fault 3 of issue 9", strict=True)
 def test_an_inode_number_that_was_used_again(mount: Mount, tmp_path: Path, digest: str) -> None:
     """A release is deleted, the same files are released elsewhere: equal attributes, times and inode numbers."""
     with (tmp_path / "image").open("wb") as file:
@@ -92,7 +88,6 @@ def test_an_inode_number_that_was_used_again(mount: Mount, tmp_path: Path, diges
 
 
 @pytest.mark.parametrize("select", [("g/p/*", "s"), ("g/*/v*", "s", "top"), ("**/v1", "**/v3", "g/p/v2/a")])
-@pytest.mark.xfail(OLD_ASSEMBLY, reason="fault 4 of issue 9", strict=True)
 def test_releases_that_share_files_by_links(history: History, select: tuple[str, ...]) -> None:
     history.copy_by_links("g/p/v1", "v3")
     os.link(history.volume.real(b"g/p/v1/a"), history.volume.real(b"g/p/v1/again"))
@@ -123,7 +118,6 @@ def test_a_linked_file_changes_at_each_look(history: History) -> None:
 
 
 @pytest.mark.parametrize("again", ["s/zz/again", "s/old/d/again", "g/q/v2/again", "g/p/v1/again"])
-@pytest.mark.xfail(OLD_ASSEMBLY, reason="fault 5 of issue 9", strict=True)
 def test_a_link_changes_between_the_looks_at_its_names(history: History, again: str) -> None:
     """Changed once: as it was, read again or left out; never the end of the scan."""
     volume = history.volume

@@ -12,7 +12,6 @@ must show exactly, and the ID must be that of a first scan.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import os
 import random
@@ -50,8 +49,6 @@ from tests.model.overlay import (
     walk,
 )
 
-# Until the tree writer is merged, which mends the faults that the tests find
-OLD_ASSEMBLY = importlib.util.find_spec("mkmeta.trees.writer") is None
 DEEP = os.environ.get("MKMETA_HYPOTHESIS") == "deep"
 MOUNTED_SHARE = 5  # one manifest in so many is mounted as well
 BEFORE = 1_500_000_000 * 10**9  # ns: when everything the machine did not touch was written
@@ -496,7 +493,6 @@ class WithinReleases(History):
 
 
 @pytest.mark.needs("root", "overlay", "trusted xattrs", "user xattrs")
-@pytest.mark.xfail(OLD_ASSEMBLY, reason="faults 1 to 4 of issue 9", strict=True)
 @pytest.mark.parametrize("machine", [WithinReleases, History])
 def test_histories(machine: type[History]) -> None:
     run(machine, examples=12, steps=14)
