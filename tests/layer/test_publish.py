@@ -18,6 +18,7 @@ import pytest
 from mkmeta.build import BuildOptions, build, sink_for
 from mkmeta.digest import ObjectId
 from mkmeta.errors import BuildError, IdMismatchError, MkmetaError
+from mkmeta.linux import syscalls
 from mkmeta.linux.syscalls import RENAME_EXCHANGE, renameat2
 from mkmeta.sinks.directory import node_writer, sink, staging
 from tests.layer.layers import attributes, build_layer, open_reader, snapshot, xattrs
@@ -302,3 +303,28 @@ def test_signals_clean_up(place: Path, number: signal.Signals) -> None:
     assert process.returncode == (130 if number == signal.SIGINT else 128 + number), errors
     assert names(place) == BYSTANDERS
     assert b"Traceback" not in errors
+
+
+def test_a_staging_directory_that_another_build_took_for_a_leftover(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Removed between being made and being locked, its name used again: the lock is on nothing, so once more."""
+    fds: list[int] = []
+    parent = os.open(place, os.O_RDONLY)
+
+    def open_beneath(name: bytes, flags: int, *, dir_fd: int) -> int:
+        fd = syscalls.open_beneath(name, flags, dir_fd=dir_fd)
+        if not fds:
+            os.rmdir(name, dir_fd=dir_fd)
+            os.mkdir(name, dir_fd=dir_fd)
+        fds.append(fd)
+        return fd
+
+    monkeypatch.setattr(staging, "open_beneath", open_beneath)
+    try:
+        name, fd = staging.make_locked(b".layer.mkmeta-", dir_fd=parent)
+        assert os.path.samestat(os.stat(name, dir_fd=parent), os.fstat(fd))
+        assert len(fds) == 2
+        os.close(fd)
+    finally:
+        os.close(parent)

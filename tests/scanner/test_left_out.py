@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mkmeta.errors import LeftOutError, MkmetaError, NothingSelectedError, ScanError
-from mkmeta.model import Directory, DirectoryKind, Node, path_within
+from mkmeta.model import DigestName, Directory, DirectoryKind, Node, path_within
 from mkmeta.scanner import listing, looking
 from mkmeta.scanner.looking import open_content
 from mkmeta.scanner.scan import OnError
@@ -425,3 +426,34 @@ def test_no_process_and_no_descriptor_is_left(volume: Path) -> None:
     for _ in range(3):
         scan_tree(volume, workers=3)
     assert state() == before
+
+
+@pytest.mark.needs("user xattrs")
+@pytest.mark.parametrize("digests", [(), (DigestName.BLAKE3,)])
+@pytest.mark.parametrize("changes", [1, 100])
+def test_attributes_that_change_while_xattrs_are_read(
+    volume: Path, monkeypatch: pytest.MonkeyPatch, changes: int, digests: tuple[DigestName, ...]
+) -> None:
+    """After the look at the file and its content: read again once, then left out. Never two states in one entry."""
+    file = volume / "bad/lib/deep/c"
+    os.setxattr(file, "user.note", b"before")
+    getxattr = os.getxattr
+    done: list[bytes] = []
+
+    def changing(path: bytes, name: bytes, *, follow_symlinks: bool = True) -> bytes:
+        value = getxattr(path, name, follow_symlinks=follow_symlinks)
+        if name == b"user.note" and len(done) < changes:
+            done.append(name)
+            file.chmod(0o600 + len(done) % 8)
+            os.setxattr(file, "user.note", b"after")
+        return value
+
+    monkeypatch.setattr(os, "getxattr", changing)
+    scanned = scan_tree(volume, "*", digests=digests)
+    assert stat.S_IMODE(file.stat().st_mode) != 0o644, "it was changed"
+    if changes > 1:
+        assert set(scanned.left_out()) == {b"bad"} and "changed while it was read, twice" in scanned.left_out()[b"bad"]
+    else:
+        node = scanned.nodes()[b"bad/lib/deep/c"]
+        assert stat.S_IMODE(node.mode) == 0o601
+        assert dict(node.xattrs) == {b"user.note": b"after"}
