@@ -34,11 +34,11 @@ class Doctor:
 
     def __call__(self, *args: str | Path, code: int = 0) -> Found:
         """The findings by identifier, the worst one of each."""
-        where = Path(tempfile.gettempdir())
-        before, scratch = mounts_below(where), set(os.listdir(tempfile.gettempdir()))
-        assert main(["doctor", "--json", *map(str, args)]) == code
-        assert mounts_below(where) == before
-        assert set(os.listdir(tempfile.gettempdir())) == scratch
+        with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", scratch)  # nobody else's files there
+            assert main(["doctor", "--json", *map(str, args)]) == code
+            assert mounts_below(Path(scratch)) == []
+            assert os.listdir(scratch) == []
         *checks, summary = [json.loads(line) for line in self._capsys.readouterr().out.splitlines()]
         order = ["ok", "note", "warning", "failure"]
         found: Found = {}
