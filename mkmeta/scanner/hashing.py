@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
-import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Final
 
 from blake3 import blake3
@@ -45,7 +43,6 @@ class ContentHasher:
         self._blocks = [
             self._buffer[start : start + VERITY_BLOCK_SIZE] for start in range(0, len(self._buffer), VERITY_BLOCK_SIZE)
         ]
-        self.queued = 0.0  # seconds spent waiting for other threads
         self.of_nothing: Digests = (
             ContentDigest(blake3().digest()) if self.blake3 else None,
             verity_digest(b"") if self.verity else None,
@@ -58,20 +55,9 @@ class ContentHasher:
         """
         filled = os.readv(fd, (self._buffer,))
         if filled == size < _BUFFER_SIZE:  # all there: no need to ask whether there is more, its times would tell
-            with self._turn():
+            with _one_at_a_time:
                 return size, self._digest_buffer(size)
         return self._digest_long(fd, filled)
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        if not _one_at_a_time.acquire(blocking=False):
-            started = time.perf_counter()
-            _one_at_a_time.acquire()
-            self.queued += time.perf_counter() - started
-        try:
-            yield
-        finally:
-            _one_at_a_time.release()
 
     def _digest_buffer(self, size: int) -> Digests:
         """The digests of the first `size` bytes of the buffer."""
@@ -93,7 +79,7 @@ class ContentHasher:
         total = 0
         while filled := self._fill(fd, total, filled):
             piece = self._buffer[:filled]
-            with self._turn():
+            with _one_at_a_time:
                 if content is not None:
                     content.update(piece)
                 if verity is not None:

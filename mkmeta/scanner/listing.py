@@ -9,11 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable
-from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final
 
 from mkmeta.codec.packing import array_header, pack
 from mkmeta.linux.mountinfo import mount_id
@@ -22,23 +18,11 @@ from mkmeta.model import NAME_MAX, PATH_LIMIT, SIZE_MAX, DirectoryKind
 from mkmeta.pattern import NOWHERE, State
 from mkmeta.scanner.base import BaseDirectory, Recorded, Row, head_and_tail, inode_number, linked_name
 from mkmeta.scanner.entry import MOUNT_POINT, EntryReader, twice
-from mkmeta.scanner.looking import change_directory, failure, fstat, is_transient, listdir, look, look_if_there, same
+from mkmeta.scanner.looking import failure, fstat, is_transient, listdir, look, look_if_there, same
 from mkmeta.scanner.records import Changed, Child, Listing, ScanRules, Tally, Unfaithful
-from mkmeta.scanner.sharing import Company, Pace, Shared
 
 LARGE_FILE: Final = 8 << 20  # bytes; a larger file is a task of its own, so that no worker is left with all the work
 _DOT: Final = ord(".")
-_name = itemgetter(0)  # of a row
-
-
-class _Inside(NamedTuple):
-    """What holds for all names in one directory of a subtree."""
-
-    prefix: bytes
-    select: State
-    below_hide: dict[bytes, State]
-    recorded: Recorded | None
-    directories: dict[bytes, BaseDirectory]
 
 
 class DirectoryReader(EntryReader):
@@ -52,8 +36,6 @@ class DirectoryReader(EntryReader):
         super().__init__(rules)
         self.matched: set[int] = set()  # selection patterns seen to match
         self.matched_only: set[int] = set()  # those of what is walked
-        self.company: Company | None = None  # other lanes, if there can be any
-        self.pace = Pace()
 
     @property
     def adopted(self) -> bool:
@@ -109,10 +91,10 @@ class DirectoryReader(EntryReader):
                 self._read_merge(prefix, names, select, hide, listing, recorded)
             elif as_before and recorded is not None:
                 if recorded.places or not self._is_all_as_recorded(recorded, listing):
-                    self._read_opaque(prefix, fd, recorded.names(), select, hide, listing, recorded)
+                    self._read_opaque(prefix, recorded.names(), select, hide, listing, recorded)
             else:
                 names = self._lasting(prefix, sorted(listdir(fd, path)), listing.tally)
-                self._read_opaque(prefix, fd, names, select, hide, listing, recorded)
+                self._read_opaque(prefix, names, select, hide, listing, recorded)
             if as_before and base is not None:  # its names were not listed, and its attributes cannot have changed
                 listing.head, listing.tail = head_and_tail(base)
                 return listing
@@ -144,11 +126,7 @@ class DirectoryReader(EntryReader):
             if error.errno == errno.EXDEV:
                 raise Unfaithful(path, MOUNT_POINT) from None
             raise failure(path, error) from None
-        try:
-            change_directory(fd, path)
-        except BaseException:
-            os.close(fd)
-            raise
+        os.fchdir(fd)
         return fd
 
     def _is_same_mount(self, fd: int) -> bool:
@@ -172,7 +150,6 @@ class DirectoryReader(EntryReader):
     def _read_opaque(
         self,
         prefix: bytes,
-        fd: int,
         names: list[bytes],
         select: State,
         hide: State,
@@ -183,44 +160,9 @@ class DirectoryReader(EntryReader):
         below_hide: dict[bytes, State] = {}  # what is not in it leads nowhere
         if hide:
             names, below_hide = self._visible(names, hide, listing.tally)
-        directories = recorded.directories() if recorded is not None else {}
-        inside = _Inside(prefix, select, below_hide, recorded, directories)
-        parts = self._shared(
-            prefix[:-1], fd, len(names), lambda reader, start, stop: reader._read_some(inside, names[start:stop])
-        )
-        listing.join(parts)
-        if recorded is not None and all(part.same for part in parts):
-            listing.same = listing.inodes == recorded.inodes and listing.change_times == recorded.change_times
-
-    def _shared(
-        self, path: bytes, fd: int, names: int, work: Callable[[DirectoryReader, int, int], Listing]
-    ) -> list[Listing]:
-        """What is found about the names of the working directory, open as `fd`, by turns or at once."""
-        if self.company is not None and names > 2 * self.pace.names:
-            return self.company.share(Shared(path, fd, names, work))
-        started = time.perf_counter()
-        found = work(self, 0, names)
-        self.pace.count(names, time.perf_counter() - started)
-        return [found]
-
-    def _read_some(self, inside: _Inside, names: list[bytes]) -> Listing:
-        """Some of the names in a directory of a subtree. Raises what the first of them alone would, if any would."""
-        try:
-            return self._read_at_once(inside, names)
-        except Unfaithful as problem:
-            if len(names) == 1 or problem.path == inside.prefix + names[0]:
-                raise
-        listing = Listing()
-        parts = [self._read_at_once(inside, [name]) for name in names]
-        listing.join(parts)
-        listing.same = all(part.same for part in parts)
-        return listing
-
-    def _read_at_once(self, inside: _Inside, names: list[bytes]) -> Listing:
-        listing = Listing()
-        prefix, select, below_hide, recorded, directories = inside
         looks = look(prefix, names)  # all of one kind of call after the other: half the time of taking turns
         unchanged = self._unchanged(recorded, names, looks)
+        directories = recorded.directories() if recorded is not None else {}
         changed = [name for name in names if name not in unchanged] if unchanged else names
         xattrs = dict(zip(changed, self.list_xattrs(prefix, changed), strict=True))
         crowded = bool(self.rules.mount_points) or len(prefix) > PATH_LIMIT - NAME_MAX
@@ -253,8 +195,8 @@ class DirectoryReader(EntryReader):
         listing.change_times = [seen.st_ctime_ns for seen in looks]
         if listing.links:
             listing.linked = {number: seen.st_nlink for number, seen in enumerate(looks) if _is_linked(seen)}
-        listing.same = recorded is not None and not read
-        return listing
+        if recorded is not None and not read:
+            listing.same = listing.inodes == recorded.inodes and listing.change_times == recorded.change_times
 
     def _is_all_as_recorded(self, recorded: Recorded, listing: Listing) -> bool:
         """Whether each entry of a directory without directories is unchanged; then the listing is complete.
@@ -297,14 +239,8 @@ class DirectoryReader(EntryReader):
     def _unchanged(
         self, recorded: Recorded | None, names: list[bytes], looks: list[os.stat_result]
     ) -> dict[bytes, Row]:
-        """The entries of the base for those of the names, which ascend, that are as they were."""
-        if recorded is None or self.rules.base is None or not names:
+        if recorded is None or self.rules.base is None:
             return {}
-        rows = recorded.rows
-        start, stop = bisect_left(rows, names[0], key=_name), bisect_right(rows, names[-1], key=_name)
-        if stop - start < len(rows):
-            inodes, change_times = recorded.inodes[start:stop], recorded.change_times[start:stop]
-            recorded = Recorded(rows[start:stop], inodes, change_times, [])
         return self.rules.base.unchanged(recorded, dict(zip(names, looks, strict=True)))
 
     def _lasting(self, prefix: bytes, names: list[bytes], tally: Tally) -> list[bytes]:

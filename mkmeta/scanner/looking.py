@@ -15,15 +15,7 @@ from mkmeta.model import SYMLINK_TARGET_MAX
 from mkmeta.scanner.records import Changed, Tally, Unfaithful
 
 _CONTENT: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_LEASE_WAITS: Final = (
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    *[1] * 45,
-)  # seconds: the kernel gives a holder 45 (lease-break-time)
+_LEASE_WAITS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, *[1] * 45)  # seconds: the kernel gives 45 (lease-break-time)
 _ACCESS_ACL: Final = "system.posix_acl_access"
 SNAPSHOT_NAME: Final = b".snapshot"  # how filers show older states of a directory
 # Names the NFS client gives to files deleted while open: ".nfs", file ID, counter (fs/nfs/unlink.c, nfs_sillyrename)
@@ -59,14 +51,6 @@ def fstat(fd: int, path: bytes) -> os.stat_result:
     """What fstat(2) says of an open directory: a file server may be asked, and not answer."""
     try:
         return os.fstat(fd)
-    except OSError as error:
-        raise failure(path, error) from None
-
-
-def change_directory(fd: int, path: bytes) -> None:
-    """Makes an open directory the working directory of this thread."""
-    try:
-        os.fchdir(fd)
     except OSError as error:
         raise failure(path, error) from None
 

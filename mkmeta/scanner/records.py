@@ -55,18 +55,6 @@ class Tally:
     dropped_xattrs: int = 0
     unchanged: int = 0
 
-    def add(self, other: Tally) -> None:
-        """Adds what another one counted."""
-        self.symlinks += other.symlinks
-        self.others += other.others
-        self.bytes += other.bytes
-        self.hidden += other.hidden
-        self.snapshots += other.snapshots
-        self.silly_renamed += other.silly_renamed
-        self.nfs4_acl += other.nfs4_acl
-        self.dropped_xattrs += other.dropped_xattrs
-        self.unchanged += other.unchanged
-
 
 @dataclass(slots=True)
 class Listing:
@@ -89,24 +77,6 @@ class Listing:
     head: bytes = b""  # the directory's own entry, up to the ID of its object
     tail: bytes = b""  # the rest of it, after the number of entries
     tally: Tally = field(default_factory=Tally)
-
-    def join(self, parts: list[Listing]) -> None:
-        """Adds the entries of parts that follow each other."""
-        runs: list[list[bytes]] = [[]]
-        for part in parts:
-            start = len(self.inodes)
-            self.entries += part.entries
-            runs[-1].append(part.pieces[0])
-            runs += ([piece] for piece in part.pieces[1:])
-            if part.children:
-                self.children += (child._replace(position=start + child.position) for child in part.children)
-            self.inodes += part.inodes
-            self.change_times += part.change_times
-            if part.linked:
-                self.linked.update({start + position: nlink for position, nlink in part.linked.items()})
-            self.links += part.links
-            self.tally.add(part.tally)
-        self.pieces += map(b"".join, runs)
 
     def counts(self) -> Counts:
         """What the entries in the pieces are, and what was left out on purpose."""

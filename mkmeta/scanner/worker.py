@@ -6,10 +6,8 @@ lanes as the filesystem is slow: one while it answers from memory, where more wo
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -27,13 +25,11 @@ from mkmeta.pattern import State
 from mkmeta.scanner.base import BaseDirectory
 from mkmeta.scanner.governor import LANES_MAX, Governor
 from mkmeta.scanner.listing import DirectoryReader
-from mkmeta.scanner.records import Child, Listing, ScanRules, Unfaithful
-from mkmeta.scanner.sharing import FEW, Shared
+from mkmeta.scanner.records import Child, ScanRules, Unfaithful
 from mkmeta.trees.writer import LinkedName
 from mkmeta.workers import messages
 
 _SAME_BYTES: Final = 128  # about, of a result that says there is nothing new
-_WORTH_TELLING: Final = 0.005  # seconds of a lane: asking for its times is no more than a thousandth of that
 _OUTBOX_BYTES: Final = 32 << 10  # results sent at once: a few messages per handful of tasks
 
 
@@ -143,7 +139,6 @@ class _Crew:
         self._lock = threading.Lock()  # guards everything below
         self._running = 0
         self._governor = Governor()
-        self._shared: list[Shared] = []  # what any lane can take part in
         self._lanes_allowed = LANES_MAX
         self._outbox: list[Result] = []
         self._outbox_bytes = 0
@@ -156,22 +151,9 @@ class _Crew:
             self._tasks.put(task)
         self._start_lanes()
 
-    def invite(self, shared: Shared) -> None:
-        """Lets other lanes take part in something."""
-        with self._lock:
-            self._shared.append(shared)
-        self._start_lanes()
-
-    def dismiss(self, shared: Shared) -> None:
-        """There is nothing left of it to take."""
-        with self._lock:
-            self._shared.remove(shared)
-
     def _start_lanes(self) -> None:
         with self._lock:
-            turns = sum(-(-shared.left // FEW) for shared in self._shared)
-            wanted = min(self._governor.lanes, self._lanes_allowed, max(self._tasks.qsize() + turns, 1))
-            while self._running < wanted:
+            while self._running < min(self._governor.lanes, self._lanes_allowed, max(self._tasks.qsize(), 1)):
                 self._running += 1
                 threading.Thread(target=self._lane, daemon=True).start()
 
@@ -195,58 +177,42 @@ class _Crew:
                     self._running -= 1
                     return
         with WaitClock() as clock:
-            _Lane(self, DirectoryReader(self._rules), clock).run()
+            self._run(DirectoryReader(self._rules), clock)
 
-    def next(self) -> Task | Shared | None:
-        """What a lane should do; None: end, for there is nothing to do, or for more lanes than one like it."""
+    def _run(self, reader: DirectoryReader, clock: WaitClock) -> None:
+        """Performs tasks until there are none, or fewer lanes are wanted."""
         while True:
-            if self._running > self._governor.lanes:
+            try:
+                task = self._tasks.get_nowait()
+            except Empty:
                 with self._lock:
-                    superfluous = self._running > self._governor.lanes
-                    self._running -= superfluous
-                if superfluous:
-                    return None
-            if self._shared:
-                with self._lock:
-                    for shared in self._shared:
-                        if shared.left:
-                            return shared
-            with contextlib.suppress(Empty):
-                return self._tasks.get_nowait()
+                    done = self._tasks.empty()
+                    report = self._report() if done else None
+                    self._running -= done
+                self._send(report)
+                if done:
+                    return
+                continue
+            alone = self._running == 1 and self._governor.looking
+            before = clock.read() if alone else (0.0, 0.0)
+            result = _perform(reader, task)
             with self._lock:
-                done = self._tasks.empty() and not any(shared.left for shared in self._shared)
-                report = self._report() if done else None
-                self._running -= done
+                if alone and self._running == 1:
+                    after = clock.read()
+                    self._governor.count(after[0] - before[0], after[1] - before[1])
+                self._matched |= reader.matched
+                self._matched_only |= reader.matched_only
+                self._outbox.append(result)
+                self._outbox_bytes += _weight(result)
+                report = self._report() if self._outbox_bytes >= _OUTBOX_BYTES else None
+                wanted = self._governor.lanes
+                superfluous = self._running > wanted
+                self._running -= superfluous
             self._send(report)
-            if done:
-                return None
-
-    def count(self, passed: float, worked: float, delayed: float, *, crowded: bool) -> None:
-        """Takes note of what a lane did with its time."""
-        with self._lock:
-            self._governor.count(passed, worked, delayed, crowded=crowded)
-            more = self._running < min(self._governor.lanes, self._lanes_allowed)
-        if more:
-            self._start_lanes()
-
-    def is_several(self) -> bool:
-        """Whether a lane has others beside it."""
-        return self._running > 1
-
-    def is_superfluous(self) -> bool:
-        """Whether there are too many lanes."""
-        return self._running > self._governor.lanes
-
-    def add_result(self, reader: DirectoryReader, result: Result) -> bool:
-        """Takes what became of a task. Whether something was sent."""
-        with self._lock:
-            self._matched |= reader.matched
-            self._matched_only |= reader.matched_only
-            self._outbox.append(result)
-            self._outbox_bytes += _weight(result)
-            report = self._report() if self._outbox_bytes >= _OUTBOX_BYTES else None
-        self._send(report)
-        return report is not None
+            if superfluous:
+                return
+            if self._running < wanted:
+                self._start_lanes()
 
     def _report(self) -> Report | None:
         """Takes what is in the outbox."""
@@ -263,55 +229,6 @@ class _Crew:
         if report is not None:
             with self._sending:
                 self._connection.send(report)
-
-
-class _Lane:
-    """One thread of a worker, and what it did with its time."""
-
-    def __init__(self, crew: _Crew, reader: DirectoryReader, clock: WaitClock) -> None:
-        self._crew = crew
-        self._reader = reader
-        self._clock = clock
-        self._before = clock.read()
-        reader.company = self
-
-    def run(self) -> None:
-        """Does what there is to do, until there is nothing, or fewer lanes are wanted."""
-        while (work := self._crew.next()) is not None:
-            if isinstance(work, Shared):
-                self._take_turns(work, helping=True)
-                continue
-            result = _perform(self._reader, work)
-            self._measure()
-            if self._crew.add_result(self._reader, result):  # the parent may have been waited for
-                self._before = self._clock.read()
-
-    def share(self, shared: Shared) -> list[Listing]:
-        """Takes turns, and lets other lanes do so."""
-        self._crew.invite(shared)
-        self._take_turns(shared)
-        self._crew.dismiss(shared)
-        self._measure(always=True)
-        found = shared.wait()
-        self._before = self._clock.read()
-        return found
-
-    def _take_turns(self, shared: Shared, *, helping: bool = False) -> None:
-        is_inside = not helping
-        while not (helping and self._crew.is_superfluous()) and (turn := shared.claim(self._reader.pace.names)):
-            shared.perform(self._reader, turn, enter=not is_inside)
-            is_inside = True
-            self._measure()
-
-    def _measure(self, *, always: bool = False) -> None:
-        """Tells how time was spent since it was told last, if that is worth telling."""
-        if always or time.perf_counter() - self._before.passed >= _WORTH_TELLING:
-            now, before = self._clock.read(), self._before
-            passed = now.passed - before.passed - self._reader.hasher.queued
-            self._reader.hasher.queued = 0.0
-            crowded = self._crew.is_several() and self._clock.is_crowded()
-            self._crew.count(passed, now.worked - before.worked, now.delayed - before.delayed, crowded=crowded)
-            self._before = self._clock.read()
 
 
 def _perform(reader: DirectoryReader, task: Task) -> Result:
