@@ -30,7 +30,8 @@ def differences(source: Path, merged: Path) -> list[str]:
 
 def compile_layer(volume: Path, work: Path, *select: str) -> Path:
     options = [word for pattern in select for word in ("--select", pattern)]
-    assert main(["scan", str(volume), "-o", str(work / "sw.mkm"), "-q", *options]) == 0
+    # from these trees nothing is deleted: links between what is selected stay links, as rsync -H wants to see
+    assert main(["scan", str(volume), "-o", str(work / "sw.mkm"), "-q", "--hard-links", "all", *options]) == 0
     assert main(["build", str(work / "sw.mkm"), str(work / "layer"), "-q"]) == 0
     return work / "layer"
 
