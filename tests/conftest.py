@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from mkmeta.linux.mount import MNT_DETACH, leave_mount_namespace, umount2
+from mkmeta.linux.mountinfo import mounts
+
 settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=100)
 settings.register_profile("deep", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("MKMETA_HYPOTHESIS", "deterministic"))
@@ -119,7 +122,17 @@ CAPABILITIES = _probe()
 MUST_HAVE = "MKMETA_TESTS_MUST_HAVE"  # capabilities, comma-separated: what tests are run for must not be skipped
 
 
+def _leave_mounts_of_others() -> None:
+    """A mount namespace of the tests' own: they see no layer of this host, and what they leave ends with them."""
+    leave_mount_namespace()
+    for mounted in reversed(mounts()):
+        if mounted.source.startswith(b"mkmeta"):
+            umount2(mounted.point, MNT_DETACH)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if CAPABILITIES["root"]:
+        _leave_mounts_of_others()
     if (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     ):  # `nohup pytest &`; programs that tests start would inherit it

@@ -83,7 +83,7 @@ def merge(
         if adopted.reader.facts_place is not None:
             manifest.adopt(adopted.reader)
             adopted.adopted = True
-        assemble(writer, _Merger(conflict).enter([source.top() for source in distinct], b""))
+        assemble(writer, _Merger(conflict, sources).enter([source.top() for source in distinct], b""))
         info = merged_info(sources, writer.counts)
         manifest_id = writer.finish(info, first.root.digests)
     return MergeReport(
@@ -174,8 +174,9 @@ class _Combined(Enter):
 class _Merger:
     """Decides path by path."""
 
-    def __init__(self, conflict: Conflict) -> None:
+    def __init__(self, conflict: Conflict, given: Sequence[Source]) -> None:
         self._conflict = conflict
+        self._given = given  # in the order of the call, which is the order that messages name them in
 
     def enter(self, items: Sequence[Item], path: bytes) -> _Combined:
         """The directory that several inputs have, none of which overrides another as a whole."""
@@ -238,8 +239,9 @@ class _Merger:
         for other in items[1:]:
             changes = [change for change in own_changes(first.node, other.node) if change != "kind"]
             if changes:
-                words = in_words(changes, first.node, other.node)
-                _refuse(path, f"differs between {_said(first)} and {_said(other)}: {words}")
+                one, two = sorted((first, other), key=lambda item: self._given.index(item.source))
+                words = in_words(changes, one.node, two.node)
+                _refuse(path, f"differs between {_said(one)} and {_said(two)}: {words}")
 
 
 def _unlike(items: Sequence[Item]) -> list[Item]:

@@ -31,7 +31,7 @@ def test_what_is_mounted(host: Host) -> None:
     assert (shown["lower"], shown["store"]) == (str(host.volume), str(host.store))
     assert time.time() - int(str(shown["built_ns"])) / 1e9 < 60
     assert (shown["holders"], shown["problems"]) == ([], [])
-    text = host.call("status", "-v").out
+    text = host.call("status", host.point, "-v").out
     for part in (str(host.point), "generation 1", identifier, "merge over", "the first stat of every file"):
         assert part in text
 
