@@ -11,9 +11,10 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
-from typing import Any, NoReturn, Self
+from typing import IO, Any, NoReturn, Self
 
 from mkmeta.errors import MkmetaError
 from mkmeta.linux.process import die_with_parent, ending_signals_held, release_ending_signals
@@ -50,6 +51,14 @@ class Worker:
             return self.connection.recv()
         except (EOFError, OSError):
             self._died()
+
+    def receive_file(self) -> IO[bytes]:
+        """The file that `send_file` sent after the last message. Raises MkmetaError when the worker is gone."""
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as end:
+            _, fds, _, _ = socket.recv_fds(end, 1, 1)
+        if not fds:
+            self._died()
+        return os.fdopen(fds[0], "rb")
 
     def stop(self) -> None:
         """Ends the process, whatever it does."""
@@ -92,6 +101,12 @@ class WorkerPool:
         by_connection = {worker.connection: worker for worker in self.workers}
         for connection in wait(list(by_connection)):
             yield by_connection[connection]  # type: ignore[index]  # wait() returns what it was given
+
+
+def send_file(connection: Connection, file: IO[bytes]) -> None:
+    """In a worker: hands an open file to the parent, with the place in it. Raises BrokenPipeError when that is gone."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        socket.send_fds(end, [b"f"], [file.fileno()])
 
 
 def messages(connection: Connection) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from typing import Final
 
 # Python decodes names by the locale. In UTF-8, what is not valid becomes surrogates, and nothing is lost; in other
 # encodings of several bytes, such as Big5, two names may become one.
+_ERRORS: Final = sys.getfilesystemencodeerrors()
 _IS_LOSSLESS: Final = sys.getfilesystemencoding() == "utf-8"
 
 
@@ -21,4 +22,6 @@ def listable(fd: int) -> int | bytes:
 
 def list_names(fd: int) -> list[bytes]:
     """The names in the directory open as `fd`, in any order. Raises OSError."""
-    return list(map(os.fsencode, os.listdir(listable(fd))))
+    if _IS_LOSSLESS:  # os.fsencode does the same, in three times the time
+        return [name.encode("utf-8", _ERRORS) for name in os.listdir(fd)]
+    return os.listdir(b"/proc/self/fd/%d" % fd)

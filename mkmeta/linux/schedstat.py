@@ -1,4 +1,4 @@
-"""How long a thread waited for something other than a processor: thread clock and /proc/thread-self/schedstat.
+"""What a thread did with its time: thread clock and /proc/thread-self/schedstat.
 
 The second field there is the time spent runnable, but waiting for a processor, in ns (Linux
 Documentation/scheduler/sched-stats.rst).
@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 _SCHEDSTAT: Final = "/proc/thread-self/schedstat"
+_MOMENT: Final = 100e-6  # seconds
+_LATE: Final = 300e-6  # seconds: several times what timers and waking up take
+
+
+class Times(NamedTuple):
+    """Seconds."""
+
+    passed: float
+    worked: float  # on a processor
+    delayed: float  # runnable, but waiting for a processor
 
 
 class WaitClock:
@@ -29,8 +39,20 @@ class WaitClock:
         if self._fd >= 0:
             os.close(self._fd)
 
-    def read(self) -> tuple[float, float]:
-        """Seconds, from any two starting points: that have passed, and that this thread waited for no processor."""
-        delay_ns = int(os.pread(self._fd, 64, 0).split()[1]) if self._fd >= 0 else 0
-        now = time.perf_counter()
-        return now, now - time.thread_time() - delay_ns * 1e-9
+    def read(self) -> Times:
+        """The times so far, each from a starting point of its own."""
+        delayed = self._delayed()
+        return Times(time.perf_counter(), time.thread_time(), delayed)
+
+    def is_crowded(self) -> bool:
+        """Whether a thread that sleeps for a moment has to wait for the GIL then.
+
+        It has to sleep: the GIL that is released for less than another takes to wake up is not lost.
+        """
+        delayed, started = self._delayed(), time.perf_counter()
+        time.sleep(_MOMENT)
+        passed = time.perf_counter() - started
+        return passed - (self._delayed() - delayed) > _MOMENT + _LATE
+
+    def _delayed(self) -> float:
+        return int(os.pread(self._fd, 64, 0).split()[1]) * 1e-9 if self._fd >= 0 else 0.0

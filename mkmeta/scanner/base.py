@@ -14,8 +14,10 @@ import os
 import stat
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from blake3 import blake3
@@ -35,6 +37,7 @@ from mkmeta.trees.writer import LinkedName
 TRUST_MARGIN: Final = 300 * NS
 
 _LITTLE: Final = 64 << 10  # bytes nobody minds
+_PAGES_KEPT: Final = 4  # of a directory
 COMPACT: Final = "compact_bytes"  # among the counts of an info record
 
 # Places in a packed entry (formats/manifest.md section 3.1)
@@ -42,6 +45,7 @@ NAME, MODE, UID, GID, SEC, NSEC, SIZE = range(7)  # SIZE: of a file; where other
 CHILDREN, _ENTRIES, KIND = 6, 7, 8
 
 Row = list[Any]  # an unpacked entry
+_name = itemgetter(NAME)
 
 
 class BaseDirectory(NamedTuple):
@@ -58,7 +62,7 @@ class BaseDirectory(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The content of a directory of the base, in entry order."""
+    """Entries of a directory of the base that follow each other, in their order."""
 
     rows: list[Row]
     inodes: list[int]
@@ -66,11 +70,13 @@ class Recorded:
     places: list[Location | None]  # of the facts of those that are directories
 
     def names(self) -> list[bytes]:
-        """The names in it."""
-        return [row[NAME] for row in self.rows]
+        """Their names."""
+        return list(map(_name, self.rows))
 
     def directories(self) -> dict[bytes, BaseDirectory]:
         """Those entries that are directories whose own facts are known."""
+        if not self.places:
+            return {}
         places = iter(self.places)
         found = {}
         for row, inode, change_time in zip(self.rows, self.inodes, self.change_times, strict=True):
@@ -79,6 +85,71 @@ class Recorded:
                 if place is not None:
                     found[row[NAME]] = _directory_of(row, place, inode, change_time)
         return found
+
+    def between(self, first: bytes, end: bytes | None) -> Recorded:
+        """Those whose names are neither before `first` nor, if there is an end, at or behind it."""
+        start = bisect_left(self.rows, first, key=_name)
+        stop = len(self.rows) if end is None else bisect_left(self.rows, end, key=_name)
+        if stop - start == len(self.rows):
+            return self
+        places = self.places
+        if places:
+            below = [stat.S_ISDIR(row[MODE]) for row in self.rows[:stop]]
+            places = places[sum(below[:start]) : sum(below)]
+        return Recorded(self.rows[start:stop], self.inodes[start:stop], self.change_times[start:stop], places)
+
+
+class RecordedDirectory:
+    """A directory of the base, of which a few pages at a time are in memory. For several threads."""
+
+    def __init__(self, reader: ManifestReader, lock: threading.Lock, directory: BaseDirectory, path: bytes) -> None:
+        """`lock` guards the reader. Raises FormatError when the base is damaged."""
+        self._reader = reader
+        self._lock = lock
+        self._facts = directory.facts
+        self._path = path
+        self._where = f"base: directory '{printable(path)}'" if path else "base: root directory"
+        self._kept: dict[int, Recorded] = {}
+        children, entries, kind = directory.children, directory.entries, directory.kind
+        node = Directory(mode=0, uid=0, gid=0, mtime_ns=0, children=children, entries=entries, kind=kind)
+        with lock:
+            self._pages = reader.pages(node, path)
+        self._firsts = [page.first or b"" for page in self._pages]
+
+    def names(self) -> list[bytes]:
+        """All names in it. Raises FormatError when the base is damaged."""
+        return [name for number in range(len(self._pages)) for name in self._page(number).names()]
+
+    def between(self, first: bytes, end: bytes | None) -> Recorded:
+        """As `Recorded.between`. Raises FormatError when the base is damaged."""
+        if len(self._pages) == 1:
+            return self._page(0).between(first, end)
+        start = max(bisect_right(self._firsts, first) - 1, 0)
+        stop = len(self._firsts) if end is None else bisect_left(self._firsts, end)
+        parts = [self._page(number).between(first, end) for number in range(start, stop)]
+        if len(parts) == 1:
+            return parts[0]
+        found = Recorded([], [], [], [])
+        for part in parts:
+            found.rows.extend(part.rows)
+            found.inodes.extend(part.inodes)
+            found.change_times.extend(part.change_times)
+            found.places.extend(part.places)
+        return found
+
+    def _page(self, number: int) -> Recorded:
+        with self._lock:
+            kept = self._kept.get(number)
+            if kept is None:
+                rows: Any = unpacked(self._reader.page_bytes(self._pages[number], self._path), self._where)
+                facts = self._reader.facts_of_page(self._facts, self._path, number, len(self._pages), len(rows))
+                if sum(stat.S_ISDIR(row[MODE]) for row in rows) != len(facts.children):
+                    raise FormatError(f"{self._where}: its facts are of another directory")
+                kept = Recorded(rows, facts.inodes, facts.change_times, facts.children)
+                if len(self._kept) >= _PAGES_KEPT:
+                    del self._kept[min(self._kept)]  # names are taken in ascending order
+                self._kept[number] = kept
+        return kept
 
 
 class Base:
@@ -105,27 +176,9 @@ class Base:
         assert self._reader.facts_place is not None
         return BaseDirectory(b"", top.children, top.entries, top.kind, self._reader.facts_place, -1, 0)
 
-    def read(self, directory: BaseDirectory, path: bytes) -> Recorded:
+    def read(self, directory: BaseDirectory, path: bytes) -> RecordedDirectory:
         """What is in a directory. Raises FormatError when the base is damaged."""
-        where = f"base: directory '{printable(path)}'" if path else "base: root directory"
-        children, entries, kind = directory.children, directory.entries, directory.kind
-        node = Directory(mode=0, uid=0, gid=0, mtime_ns=0, children=children, entries=entries, kind=kind)
-        rows: Any = []
-        inodes: list[int] = []
-        change_times: list[int] = []
-        places: list[Location | None] = []
-        with self._lock:
-            pages = self._reader.pages(node, path)
-            for number, page in enumerate(pages):
-                part: Any = unpacked(self._reader.page_bytes(page, path), where)
-                facts = self._reader.facts_of_page(directory.facts, path, number, len(pages), len(part))
-                if sum(stat.S_ISDIR(row[MODE]) for row in part) != len(facts.children):
-                    raise FormatError(f"{where}: its facts are of another directory")
-                rows += part
-                inodes += facts.inodes
-                change_times += facts.change_times
-                places += facts.children
-        return Recorded(rows, inodes, change_times, places)
+        return RecordedDirectory(self._reader, self._lock, directory, path)
 
     def is_same(self, directory: BaseDirectory, seen: os.stat_result) -> bool:
         """Whether a directory has the names and attributes it had."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from mkmeta.codec.acl import mode_without_acl
@@ -16,7 +16,7 @@ from mkmeta.scanner.base import linked_name
 from mkmeta.scanner.hashing import ContentHasher, Digests
 from mkmeta.scanner.looking import failure, has_acls, list_acls, list_xattrs, look, no_xattrs, readlink, same
 from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
-from mkmeta.trees.writer import make_own
+from mkmeta.trees.writer import Own, make_own
 
 NFS4_ACL_XATTRS: Final = frozenset({b"system.nfs4_acl", b"system.nfs4_dacl", b"system.nfs4_sacl"})
 ACCESS_ACL: Final = b"system.posix_acl_access"
@@ -32,10 +32,12 @@ class EntryReader:
     def __init__(self, rules: ScanRules) -> None:
         self.rules = rules
         self.hasher = ContentHasher(rules.digests)
+        self.matched: set[int] = set()  # selection patterns seen to match
+        self.matched_only: set[int] = set()  # those of what is walked
         self._drop_start = rules.drop_xattrs.start()
         # Where none is to be recorded only ACLs are asked for, for what they take from a mode: on NFS each answer takes
         # a request (GETACL, LISTXATTRS), but none where the mount has no ACLs (NFS 4, or the option noacl)
-        self.list_xattrs: Callable[[bytes, list[bytes]], list[list[str]]] = list_xattrs
+        self.list_xattrs: Callable[[bytes, Sequence[bytes]], list[list[str]]] = list_xattrs
         if b"*" in rules.drop_xattrs.sources:
             self.list_xattrs = list_acls if has_acls(rules.root_fd) else no_xattrs
 
@@ -108,14 +110,14 @@ class EntryReader:
             raise Changed(prefix + name)
         return digests
 
-    def describe(self, path: bytes, own: os.stat_result, kind: DirectoryKind, listing: Listing) -> None:
-        """The directory's own entry."""
+    def describe(self, path: bytes, own: os.stat_result, kind: DirectoryKind, tally: Tally) -> Own:
+        """The directory's own entry, for the working directory."""
         if own.st_uid > ID_MAX or own.st_gid > ID_MAX:
             raise Unfaithful(path, _NO_OWNER)
         (xattr_names,) = self.list_xattrs(path, [b"."])
-        mode, xattrs = self._read_xattrs(path, b"", own.st_mode, xattr_names, listing.tally)
+        mode, xattrs = self._read_xattrs(path, b"", own.st_mode, xattr_names, tally)
         fields = [path.rpartition(b"/")[2], mode, own.st_uid, own.st_gid, *divmod(own.st_mtime_ns, NS)]
-        listing.head, listing.tail = make_own(fields, xattrs, kind)
+        return make_own(fields, xattrs, kind)
 
     def _read_xattrs(
         self, prefix: bytes, name: bytes, mode: int, xattr_names: list[str], tally: Tally

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from blake3 import blake3
@@ -43,6 +45,7 @@ class ContentHasher:
         self._blocks = [
             self._buffer[start : start + VERITY_BLOCK_SIZE] for start in range(0, len(self._buffer), VERITY_BLOCK_SIZE)
         ]
+        self.queued = 0.0  # seconds spent waiting for other threads
         self.of_nothing: Digests = (
             ContentDigest(blake3().digest()) if self.blake3 else None,
             verity_digest(b"") if self.verity else None,
@@ -55,9 +58,20 @@ class ContentHasher:
         """
         filled = os.readv(fd, (self._buffer,))
         if filled == size < _BUFFER_SIZE:  # all there: no need to ask whether there is more, its times would tell
-            with _one_at_a_time:
+            with self._turn():
                 return size, self._digest_buffer(size)
         return self._digest_long(fd, filled)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not _one_at_a_time.acquire(blocking=False):
+            started = time.perf_counter()
+            _one_at_a_time.acquire()
+            self.queued += time.perf_counter() - started
+        try:
+            yield
+        finally:
+            _one_at_a_time.release()
 
     def _digest_buffer(self, size: int) -> Digests:
         """The digests of the first `size` bytes of the buffer."""
@@ -79,7 +93,7 @@ class ContentHasher:
         total = 0
         while filled := self._fill(fd, total, filled):
             piece = self._buffer[:filled]
-            with _one_at_a_time:
+            with self._turn():
                 if content is not None:
                     content.update(piece)
                 if verity is not None:

@@ -7,10 +7,13 @@ import os
 import re
 import stat
 import time
+from collections.abc import Sequence
+from operator import eq
 from typing import Final
 
 from mkmeta.errors import reason
 from mkmeta.linux.names import list_names
+from mkmeta.linux.syscalls import FreshStatus, fresh_fstat
 from mkmeta.model import SYMLINK_TARGET_MAX
 from mkmeta.scanner.records import Changed, Tally, Unfaithful
 
@@ -37,7 +40,7 @@ def open_content(name: bytes) -> int:
     return os.open(name, _CONTENT)
 
 
-def same(seen: os.stat_result, before: os.stat_result) -> bool:
+def same(seen: os.stat_result | FreshStatus, before: os.stat_result) -> bool:
     """Whether two looks at a name, or at what it named, found the same inode with nothing done to it in between."""
     return (
         seen.st_ctime_ns == before.st_ctime_ns
@@ -55,15 +58,38 @@ def fstat(fd: int, path: bytes) -> os.stat_result:
         raise failure(path, error) from None
 
 
-def listdir(fd: int, path: bytes) -> set[bytes]:
-    """The names in an open directory: opening it once more would be one more question to a file server."""
+def is_as_before(fd: int, before: os.stat_result, path: bytes) -> bool:
+    """Whether nothing was done to an open directory since it was looked at.
+
+    It is the server that has to say so: whatever happened within seconds, a client's cache does not know.
+    """
     try:
-        return set(list_names(fd))
+        return same(fresh_fstat(fd), before)
     except OSError as error:
         raise failure(path, error) from None
 
 
-def look(prefix: bytes, names: list[bytes]) -> list[os.stat_result]:
+def change_directory(fd: int, path: bytes) -> None:
+    """Makes an open directory the working directory of this thread."""
+    try:
+        os.fchdir(fd)
+    except OSError as error:
+        raise failure(path, error) from None
+
+
+def listdir(fd: int, path: bytes) -> list[bytes]:
+    """The names in an open directory, ascending: opening it once more would be one more question to a file server."""
+    try:
+        names = list_names(fd)
+    except OSError as error:
+        raise failure(path, error) from None
+    names.sort()
+    if any(map(eq, names, names[1:])):  # some file servers say a name twice
+        return list(dict.fromkeys(names))
+    return names
+
+
+def look(prefix: bytes, names: Sequence[bytes]) -> list[os.stat_result]:
     """What lstat(2) says of names in the working directory, which is at `prefix`."""
     try:
         return [os.lstat(name) for name in names]
@@ -90,7 +116,7 @@ def look_if_there(prefix: bytes, name: bytes) -> os.stat_result | None:
         raise Unfaithful(prefix + name, f"cannot be read: {reason(error)}", error=error) from None
 
 
-def list_xattrs(prefix: bytes, names: list[bytes]) -> list[list[str]]:
+def list_xattrs(prefix: bytes, names: Sequence[bytes]) -> list[list[str]]:
     """The names of the xattrs of names in the working directory; none where the filesystem knows none."""
     try:
         return [os.listxattr(name, follow_symlinks=False) for name in names]
@@ -109,7 +135,7 @@ def has_acls(fd: int) -> bool:
     return True
 
 
-def list_acls(prefix: bytes, names: list[bytes]) -> list[list[str]]:
+def list_acls(prefix: bytes, names: Sequence[bytes]) -> list[list[str]]:
     """Like `list_xattrs`, of access ACLs alone. Raises Unfaithful, Changed."""
     found: list[list[str]] = []
     for name in names:
@@ -123,7 +149,7 @@ def list_acls(prefix: bytes, names: list[bytes]) -> list[list[str]]:
     return found
 
 
-def no_xattrs(_prefix: bytes, names: list[bytes]) -> list[list[str]]:
+def no_xattrs(_prefix: bytes, names: Sequence[bytes]) -> list[list[str]]:
     return [[]] * len(names)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mkmeta.codec.packing import array_header, pack
 from mkmeta.model import Counts, DigestName, DirectoryKind
 from mkmeta.pattern import Patterns, State
 from mkmeta.scanner.base import Base, BaseDirectory
@@ -55,10 +56,22 @@ class Tally:
     dropped_xattrs: int = 0
     unchanged: int = 0
 
+    def add(self, other: Tally) -> None:
+        """Adds what another one counted."""
+        self.symlinks += other.symlinks
+        self.others += other.others
+        self.bytes += other.bytes
+        self.hidden += other.hidden
+        self.snapshots += other.snapshots
+        self.silly_renamed += other.silly_renamed
+        self.nfs4_acl += other.nfs4_acl
+        self.dropped_xattrs += other.dropped_xattrs
+        self.unchanged += other.unchanged
+
 
 @dataclass(slots=True)
 class Listing:
-    """A directory as its object will need it: packed entries, with a gap for every child.
+    """Entries of a directory that follow each other, as its object will need them: packed, with a gap for every child.
 
     `pieces[i]` holds the entries before child i, the last piece those after the last child. A large file comes as a
     listing with one piece, its entry.
@@ -73,10 +86,39 @@ class Listing:
     links: list[LinkedName] = field(default_factory=list)  # those of them that are no children
     left_out: list[tuple[bytes, str]] = field(default_factory=list)  # entries of a merge directory: path, why
     gone: list[bytes] = field(default_factory=list)  # names the base has on the way, and that are not there
+    matched: set[int] = field(default_factory=set)  # selection patterns
+    matched_only: set[int] = field(default_factory=set)  # those of what is walked
     same: bool = False  # entries and their facts are those of the base, directories apart
-    head: bytes = b""  # the directory's own entry, up to the ID of its object
-    tail: bytes = b""  # the rest of it, after the number of entries
     tally: Tally = field(default_factory=Tally)
+
+    def join(self, parts: Sequence[Listing]) -> None:
+        """Adds what follows, in parts."""
+        runs: list[list[bytes]] = [[self.pieces.pop()] if self.pieces else []]
+        for part in parts:
+            start = len(self.inodes)
+            self.entries += part.entries
+            if part.pieces:
+                runs[-1].append(part.pieces[0])
+                runs += ([piece] for piece in part.pieces[1:])
+            if part.children:
+                self.children += (child._replace(position=start + child.position) for child in part.children)
+            self.inodes += part.inodes
+            self.change_times += part.change_times
+            if part.linked:
+                self.linked.update({start + position: nlink for position, nlink in part.linked.items()})
+            self.links += part.links
+            self.left_out += part.left_out
+            self.gone += part.gone
+            self.matched |= part.matched
+            self.matched_only |= part.matched_only
+            self.tally.add(part.tally)
+        self.same = all(part.same for part in parts)
+        self.pieces += map(b"".join, runs)
+
+    def add(self, rows: list[list[object]]) -> None:
+        """Adds a piece: entries that follow each other, up to the next child or the end."""
+        self.pieces.append(pack(rows)[len(array_header(len(rows))) :])
+        self.entries += len(rows)
 
     def counts(self) -> Counts:
         """What the entries in the pieces are, and what was left out on purpose."""

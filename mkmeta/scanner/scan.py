@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, NamedTuple, Protocol
 from mkmeta import __version__
 from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
-from mkmeta.errors import FormatError, LeftOutError, NothingSelectedError, ScanError, reason
+from mkmeta.errors import LeftOutError, NothingSelectedError, ScanError, reason
 from mkmeta.linux.mountinfo import mount_points_below
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import temporary_space_error
@@ -35,13 +35,14 @@ from mkmeta.scanner.base import (
     compact_size,
     is_compact,
 )
+from mkmeta.scanner.gathering import Runs
 from mkmeta.scanner.looking import open_content
-from mkmeta.scanner.records import Child, ScanRules
+from mkmeta.scanner.records import Child, Listing, ScanRules
 from mkmeta.scanner.worker import Complete, Partial, Problem, Report, Same, Task, run_worker
 from mkmeta.trees.graft import graft
 from mkmeta.trees.prune import leave_out
 from mkmeta.trees.recorded import Source
-from mkmeta.trees.writer import ChildName, LinkedName, Own, Part, Place, TreeWriter
+from mkmeta.trees.writer import ChildName, LinkedName, Opening, Own, Part, Place, TreeWriter
 from mkmeta.workers import Worker, WorkerPool, available_processors
 
 _TASKS_PER_WORKER: Final = 128  # handed out at once, so that workers have something to do while messages travel
@@ -105,6 +106,15 @@ class _Expected(NamedTuple):
     place: Place
     base: BaseDirectory | None
     on_the_way: bool  # only a part of it is looked at
+
+
+class _Rest(NamedTuple):
+    """What is still to be taken of a directory with very many names."""
+
+    expected: _Expected
+    opening: Opening
+    runs: Runs
+    last: Partial
 
 
 def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = None) -> ScanReport:
@@ -176,7 +186,7 @@ class _Scan:
         self._observer = observer
         self._options = options
         self._rules = rules
-        self._todo: list[Task] = []  # a stack
+        self._todo: list[Task | _Rest] = []  # a stack
         self._expected: dict[int, _Expected] = {}  # by task number
         self._tasks = 0
         self._lanes: dict[Worker, int] = {}
@@ -207,8 +217,10 @@ class _Scan:
             top = Child(b"", DirectoryKind.MERGE, rules.select.start(), rules.hide.start(), 0, base, only)
             self._add_task(self._writer.root, b"", top)
             with WorkerPool(options.workers, lambda connection: run_worker(connection, rules)) as pool:
-                while not self._writer.is_complete:
+                while True:
                     self._hand_out(pool)
+                    if self._writer.is_complete:
+                        break
                     for worker in pool.ready():
                         self._receive(worker)
                     if self._observer is not None:
@@ -264,7 +276,10 @@ class _Scan:
             tasks: list[Task] = []
             while self._todo and len(tasks) < min(room, share):
                 task = self._todo.pop()
-                if self._expected[task.number].place.is_lost:
+                if isinstance(task, _Rest):
+                    self._go_on(task)
+                    share = max(share, -(-len(self._todo) // len(pool.workers)))
+                elif self._expected[task.number].place.is_lost:
                     del self._expected[task.number]
                 else:
                     tasks.append(task)
@@ -282,7 +297,10 @@ class _Scan:
         for result in report.results():
             expected = self._expected.pop(result.task)
             place = expected.place
+            has_runs = isinstance(result, Same | Partial) and result.has_runs
+            runs = Runs(worker.receive_file() if has_runs else None)
             if place.is_lost:
+                runs.close()
                 continue
             match result:
                 case Complete():
@@ -295,9 +313,12 @@ class _Scan:
                     assert expected.base is not None
                     base, own, counts = expected.base, Own(result.head, result.tail), self._note(result.counts)
                     self._add_links(place, result.links)
+                    for run in runs:
+                        self._add_links(place, run.links)
+                        counts = counts.plus(self._note(run.counts()))
                     writer.leaf_as_before(place, own, base.children, base.entries, base.facts, counts)
                 case Partial():
-                    self._take(expected, result, self._note(result.counts))
+                    self._take(expected, result, runs)
                 case Problem():
                     self._give_up(place, result)
 
@@ -315,7 +336,7 @@ class _Scan:
             assert place.subtree is not None
             self._writer.add_links(place.path, place.subtree.place.path, links)
 
-    def _take(self, expected: _Expected, listing: Partial, counts: Counts) -> None:
+    def _take(self, expected: _Expected, listing: Partial, runs: Runs) -> None:
         """A listing that is no complete directory: a large file, or a directory whose children are to come."""
         writer, place = self._writer, expected.place
         if listing.kind is None:
@@ -323,31 +344,56 @@ class _Scan:
             assert place.above is not None
             subtree = place.subtree.place.path if place.subtree is not None else None
             writer.add_links(place.above.path, subtree, listing.links)
-            writer.fill(place, listing.pieces[0], 1, None, counts, nlink=nlink)
+            writer.fill(place, listing.pieces[0], 1, None, self._note(listing.counts), nlink=nlink)
             return
         opening = writer.open(place, listing.kind)
         opening.looked_at = expected.on_the_way
+        self._go_on(_Rest(expected, opening, runs, listing))
+
+    def _go_on(self, rest: _Rest) -> None:
+        """Takes the next run of a directory; what follows has to wait until its children have been handed out."""
+        if rest.opening.place.is_lost:
+            rest.runs.close()
+            return
+        for run in rest.runs:
+            place = len(self._todo)
+            self._add(rest.opening, run, self._note(run.counts()))
+            if len(self._todo) > place:
+                self._todo.insert(place, rest)
+                return
+        expected, last = rest.expected, rest.last
+        self._add(rest.opening, last, self._note(last.counts))
+        base = expected.base
+        unchanged = base.children if self._is_adopted and last.same and base is not None else None
+        self._writer.close(rest.opening, Own(last.head, last.tail), base=unchanged)
+
+    def _add(self, opening: Opening, listing: Listing | Partial, counts: Counts) -> None:
+        """Entries of a directory, and tasks for what is a task of its own."""
         prefix = opening.path + b"/" if opening.path else b""
         for path, why in listing.left_out:
             self._check_on_error(path, why)
-            writer.note_left_out(path, path, why)
+            self._writer.note_left_out(path, path, why)
         self.gone.update(prefix + name for name in listing.gone)
-        adopted = self._rules.base is not None and self._rules.base.adopted
         children = [
-            ChildName(child.name, child.kind, child.position, child.base.facts if adopted and child.base else None)
+            ChildName(
+                child.name, child.kind, child.position, child.base.facts if self._is_adopted and child.base else None
+            )
             for child in listing.children
         ]
         part = Part(listing.pieces, children, listing.inodes, listing.change_times, listing.linked)
-        places = writer.extend(opening, part, counts, listing.links)
+        places = self._writer.extend(opening, part, counts, listing.links)
         for place, child in zip(reversed(places), reversed(listing.children), strict=True):  # the first is on top
             self._add_task(place, prefix + child.name, child)
-        unchanged = expected.base.children if adopted and listing.same and expected.base is not None else None
-        writer.close(opening, Own(listing.head, listing.tail), base=unchanged)
+
+    @property
+    def _is_adopted(self) -> bool:
+        """Whether the new manifest has the objects of the base already."""
+        return self._rules.base is not None and self._rules.base.adopted
 
     def _give_up(self, place: Place, problem: Problem) -> None:
         """Takes out what a problem makes impossible: a subtree, or what is below a skeleton directory."""
-        if problem.fatal:
-            raise FormatError(problem.why, path=problem.path, hint="scan without --base")
+        if problem.fatal is not None:
+            raise problem.fatal
         self._check_volume(problem)
         if place.above is None:
             raise ScanError(problem.why, path=self._options.root)

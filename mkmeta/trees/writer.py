@@ -149,12 +149,6 @@ class Opening:
     unlike: bool = False  # something in it is not where the base has it
     looked_at: bool = False  # it is recorded, as opaque, even if it merges and nothing is in it
 
-    def clear(self) -> None:
-        """Forgets what is in it: the source begins again."""
-        self.items.clear()
-        self.data, self.inodes, self.change_times, self.below, self.linked = bytearray(), [], [], [], {}
-        self.rows, self.places, self.counts = [], [], Counts()
-
 
 class TreeWriter:
     """Puts one tree together and writes it. A context manager; `manifest` is its to use until `finish`."""

@@ -7,7 +7,6 @@ import errno
 import mmap
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -32,32 +31,60 @@ def volume(tmp_path: Path) -> Path:
 
 
 class SlowServer:
-    """Opens files with the latency of a network, and sees how many are asked for at once."""
+    """Opens files slowly until so many are asked for at once, and sees how many that are at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, until: int, seconds: float = 0.02) -> None:
         self._most = ctypes.c_int.from_buffer(mmap.mmap(-1, 4096))  # shared with the worker process
+        self._until = until
+        self._seconds = seconds  # that an answer takes until then
         self._now = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     @property
     def most(self) -> int:
         return self._most.value
 
     def __call__(self, name: bytes) -> int:
-        with self._lock:
+        with self._changed:
             self._now += 1
             self._most.value = max(self._most.value, self._now)
-        time.sleep(0.001)
-        with self._lock:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._most.value >= self._until, timeout=self._seconds)
             self._now -= 1
         return open_content(name)
 
 
 def test_latency_is_hidden_by_requests_in_flight(volume: Path) -> None:
     plain = scan_tree(volume).id
-    server = SlowServer()
+    server = SlowServer(until=16)
     assert scan_tree(volume, open_content=server).id == plain
-    assert server.most >= 4
+    assert server.most >= 16
+
+
+@pytest.mark.parametrize("bad", [(), (3, 200), (200, 3), (700,)])
+def test_the_names_of_one_directory_are_shared(tmp_path: Path, bad: tuple[int, ...]) -> None:
+    """And what is found, or is wrong first, does not depend on who looks at which name."""
+    wide = tmp_path / "volume" / "top" / "wide"
+    wide.mkdir(parents=True)
+    (tmp_path / "volume" / "other").mkdir()
+    for number in range(800):
+        (wide / f"f{number:03}").write_text(f"{number}")
+        if number % 7 == 0:
+            os.link(wide / f"f{number:03}", wide / f"g{number:03}")
+        if number % 50 == 0:
+            (wide / f"f{number:03}d").mkdir()
+    for number in bad:
+        os.setxattr(wide / f"f{number:03}", "trusted.overlay.origin", b"x")
+    plain = scan_tree(tmp_path / "volume", "*")
+    server = SlowServer(until=16)
+    slow = scan_tree(tmp_path / "volume", "*", open_content=server)
+    assert slow.nodes() == plain.nodes()
+    assert slow.left_out() == plain.left_out()
+    if bad:
+        assert f"f{min(bad):03}" in str(slow.left_out())
+    else:
+        assert slow.id == plain.id
+        assert server.most >= 16
 
 
 def test_one_lane_where_threads_cannot_have_directories(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +95,6 @@ def test_one_lane_where_threads_cannot_have_directories(volume: Path, monkeypatc
 
     plain = scan_tree(volume).id
     monkeypatch.setattr(worker, "unshare", unshare)
-    server = SlowServer()
+    server = SlowServer(until=2, seconds=0.001)
     assert scan_tree(volume, open_content=server).id == plain
     assert server.most == 1

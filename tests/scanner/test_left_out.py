@@ -16,7 +16,7 @@ import pytest
 
 from mkmeta.errors import LeftOutError, MkmetaError, NothingSelectedError, ScanError
 from mkmeta.model import DigestName, Directory, DirectoryKind, Node, path_within
-from mkmeta.scanner import listing, looking
+from mkmeta.scanner import directory, looking
 from mkmeta.scanner.looking import open_content
 from mkmeta.scanner.scan import OnError
 from tests.conftest import Mount
@@ -383,12 +383,12 @@ def test_only_directories_that_can_lead_to_a_match_are_listed(volume: Path, monk
     log = volume.parent / "listed"
     real = looking.listdir
 
-    def logged(fd: int, path: bytes) -> set[bytes]:
+    def logged(fd: int, path: bytes) -> list[bytes]:
         with log.open("ab") as file:
             file.write(path + b"\n")
         return real(fd, path)
 
-    monkeypatch.setattr(listing, "listdir", logged)
+    monkeypatch.setattr(directory, "listdir", logged)
     scan_tree(volume, "good/lib/deep", "bad/l*b/a")
     assert log.read_text().split() == ["bad", "good/lib/deep"]
 

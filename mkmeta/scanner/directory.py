@@ -1,0 +1,211 @@
+"""Reading one directory, or one large file, of the scanned tree: what a worker does for one task.
+
+Everything is looked at before and after; what changed in between is read once more, and given up if it changed again.
+The second look at a directory is answered by the file server, not by what its client has cached. What a manifest cannot
+carry faithfully raises Unfaithful, and the whole subtree it is in is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from dataclasses import dataclass
+from typing import IO, Final
+
+from mkmeta.codec.packing import pack
+from mkmeta.linux.mountinfo import mount_id
+from mkmeta.linux.syscalls import open_beneath
+from mkmeta.model import DirectoryKind
+from mkmeta.pattern import State
+from mkmeta.scanner.base import BaseDirectory, head_and_tail
+from mkmeta.scanner.entry import MOUNT_POINT, EntryReader, twice
+from mkmeta.scanner.gathering import Gathering
+from mkmeta.scanner.inside import Inside, is_linked
+from mkmeta.scanner.looking import change_directory, failure, fstat, is_as_before, is_transient, listdir, look
+from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
+from mkmeta.scanner.sharing import Company, Pace, Shared, Work
+from mkmeta.scanner.skeleton import Names, OnTheWay, Skeleton
+from mkmeta.trees.writer import Own
+
+_DOT: Final = ord(".")
+_NO_OWN: Final = Own(b"", b"")
+
+
+@dataclass(slots=True)
+class Reading:
+    """What came of a task."""
+
+    listing: Listing  # all of it, or what follows the runs
+    runs: IO[bytes] | None = None  # see Gathering.take_runs
+    has_children: bool = False
+    own: Own = _NO_OWN  # of a directory
+
+
+class DirectoryReader(EntryReader):
+    """Reads directories for one thread, which must have a working directory of its own.
+
+    Names are looked up relative to the working directory: no path limit, no race on the way, and the cheapest way to
+    ask for the xattrs of a name.
+    """
+
+    def __init__(self, rules: ScanRules) -> None:
+        super().__init__(rules)
+        self.company: Company | None = None  # other lanes, if there can be any
+        self.pace = Pace()
+
+    def read_directory(
+        self,
+        path: bytes,
+        kind: DirectoryKind,
+        select: State,
+        hide: State,
+        base: BaseDirectory | None = None,
+        only: State | None = None,
+    ) -> Reading:
+        """The directory at `path`. Raises Unfaithful, FormatError when the base is damaged, and MkmetaError when there
+        is no room for temporary files.
+        """
+        return twice(lambda: self._read_directory(path, kind, select, hide, base, only))
+
+    def read_file(self, path: bytes) -> Reading:
+        """The large file at `path`. Raises Unfaithful."""
+        return Reading(twice(lambda: self._read_file(path)))
+
+    def _read_directory(
+        self,
+        path: bytes,
+        kind: DirectoryKind,
+        select: State,
+        hide: State,
+        base: BaseDirectory | None,
+        only: State | None,
+    ) -> Reading:
+        fd = self._enter(path)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, fd)
+            before = fstat(fd, path)
+            if before.st_dev != self.rules.device and not self._is_same_mount(fd):
+                raise Unfaithful(path, MOUNT_POINT)
+            prefix = path + b"/" if path else b""
+            tally = Tally()
+            as_before = base is not None and only is None and self._is_same(base, kind, before, select, hide)
+            recorded = self.rules.base.read(base, path) if base is not None and self.rules.base is not None else None
+            work: Names
+            if only is not None:
+                assert self.rules.only is not None
+                inside = kind is DirectoryKind.OPAQUE
+                wanted = None if inside else self.rules.only.names(only)
+                complete = base is not None and base.kind is DirectoryKind.OPAQUE
+                work = OnTheWay(
+                    prefix, self.rules.only, only, select, hide, inside, listed=wanted is None, complete=complete
+                )
+                names = listdir(fd, path) if wanted is None else sorted(wanted)
+            elif kind is DirectoryKind.MERGE:
+                wanted = self.rules.select.names(select)
+                names = listdir(fd, path) if wanted is None else sorted(wanted)
+                work = Skeleton(prefix, select, hide, self.rules.base)
+            else:
+                if as_before and recorded is not None:
+                    names = recorded.names()
+                else:
+                    names = _lasting(prefix, listdir(fd, path), tally)
+                work = Inside(prefix, select, hide, self.rules.base, as_before)
+
+            def read(reader: DirectoryReader, start: int, stop: int) -> Listing:
+                whole = start == 0 and stop == len(names)
+                some = names if whole else names[start:stop]
+                there = None
+                if recorded is not None:
+                    first = names[start] if start else b""
+                    there = recorded.between(first, names[stop] if stop < len(names) else None)
+                return work.read(reader, some, there, whole=whole)
+
+            reading = self._read_names(path, fd, len(names), read)
+            with contextlib.ExitStack() as unfinished:
+                if reading.runs is not None:
+                    unfinished.enter_context(reading.runs)
+                if as_before and base is not None:  # its names were not listed, and its attributes cannot have changed
+                    reading.own = Own(*head_and_tail(base))
+                else:
+                    reading.own = self.describe(path, before, kind if only is None else DirectoryKind.MERGE, tally)
+                    if kind is DirectoryKind.OPAQUE and not is_as_before(fd, before, path):
+                        raise Changed(path)
+                unfinished.pop_all()
+            reading.listing.tally.add(tally)
+            return reading
+
+    def _read_names(self, path: bytes, fd: int, names: int, read: Work) -> Reading:
+        """Has so many names of the working directory, open as `fd`, read: at once, or by turns that others share."""
+        if names <= 2 * self.pace.names:
+            started = time.perf_counter()
+            listing = read(self, 0, names)
+            self.pace.count(names, time.perf_counter() - started)
+            self.matched |= listing.matched
+            self.matched_only |= listing.matched_only
+            return Reading(listing, has_children=bool(listing.children))
+        with Gathering() as gathering:
+            shared = Shared(path, fd, names, read, gathering)
+            if self.company is not None:
+                self.company.share(shared)
+            while (turn := shared.claim(self.pace.names)) is not None:
+                shared.perform(self, turn, enter=False)
+            shared.wait()
+            self.matched |= gathering.matched
+            self.matched_only |= gathering.matched_only
+            return Reading(gathering.last(), gathering.take_runs(), has_children=gathering.has_children)
+
+    def _read_file(self, path: bytes) -> Listing:
+        listing = Listing()
+        parent, slash, name = path.rpartition(b"/")
+        os.close(self._enter(parent))
+        (seen,), (xattr_names,) = look(parent + slash, [name]), self.list_xattrs(parent + slash, [name])
+        if not stat.S_ISREG(seen.st_mode):
+            raise Changed(path)
+        listing.pieces = [pack(self.row(parent + slash, name, seen, xattr_names, listing))]
+        listing.entries = 1
+        if is_linked(seen):
+            listing.linked[0] = seen.st_nlink
+        return listing
+
+    def _enter(self, path: bytes) -> int:
+        """Opens a directory and makes it the working directory."""
+        try:
+            fd = open_beneath(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.rules.root_fd)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise Unfaithful(path, MOUNT_POINT) from None
+            raise failure(path, error) from None
+        try:
+            change_directory(fd, path)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _is_same_mount(self, fd: int) -> bool:
+        """Whether a directory on another device is on the root's mount all the same, as a btrfs subvolume is."""
+        try:
+            return mount_id(fd) == mount_id(self.rules.root_fd)
+        except OSError:
+            return False  # without /proc
+
+    def _is_same(
+        self, base: BaseDirectory, kind: DirectoryKind, seen: os.stat_result, select: State, hide: State
+    ) -> bool:
+        """Whether a directory of a subtree has the names and attributes it has in the base."""
+        return (
+            self.rules.base is not None
+            and kind is base.kind is DirectoryKind.OPAQUE
+            and not (select or hide)  # what names match, and how many are hidden, is not recorded
+            and self.rules.base.is_same(base, seen)
+        )
+
+
+def _lasting(prefix: bytes, names: list[bytes], tally: Tally) -> list[bytes]:
+    """The names without those that server and client make up and take away."""
+    dotted = [name for name in names if name[0] == _DOT]
+    transient = {name for name in dotted if is_transient(prefix, name, tally)}
+    return [name for name in names if name not in transient] if transient else names
