@@ -10,8 +10,9 @@ from typing import Final, assert_never
 
 from mkmeta.digest import ObjectId
 from mkmeta.errors import IdMismatchError
+from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.link_lookup import LinkLookup
-from mkmeta.manifest.reader import ManifestReader, Recorded
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import Branch, Report, walk, walk_in_order
 from mkmeta.model import NAME_MAX, PATH_LIMIT, Entry, LinkRow
 from mkmeta.plan import Plan

@@ -16,7 +16,8 @@ from mkmeta.codec.container import Location
 from mkmeta.codec.facts import COUNT_MAX
 from mkmeta.codec.objects import examine_page
 from mkmeta.errors import FormatError
-from mkmeta.manifest.reader import Cursor, ManifestReader, Page, check_facts, directory_at, facts_of, without_xattrs
+from mkmeta.manifest.cursor import Cursor, Page, check_facts, directory_at, facts_of, without_xattrs
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import PATH_LIMIT, Counts, Directory, DirectoryKind
 from mkmeta.workers import WorkerPool, messages
 

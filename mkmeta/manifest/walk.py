@@ -17,7 +17,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from mkmeta.codec.container import Location
 from mkmeta.errors import MkmetaError
-from mkmeta.manifest.reader import Cursor, ManifestReader, Place, Recorded
+from mkmeta.manifest.cursor import Cursor, Place, Recorded
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Directory, DirectoryKind
 from mkmeta.workers import WorkerPool, messages
 

@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from mkmeta.codec.objects import decode_entry, unpack_rows
 from mkmeta.errors import FormatError, printable
-from mkmeta.manifest.reader import Cursor, ManifestReader, directory_at
+from mkmeta.manifest.cursor import Cursor, directory_at
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import (
     PATH_LIMIT,
     Directory,

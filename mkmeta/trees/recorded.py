@@ -17,7 +17,8 @@ from blake3 import blake3
 from mkmeta.codec.container import Location
 from mkmeta.codec.objects import encode_entry
 from mkmeta.errors import FormatError
-from mkmeta.manifest.reader import ManifestReader, counts_of
+from mkmeta.manifest.cursor import counts_of
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NO_COUNTS, Counts, Directory, DirectoryKind, LinkRow, Node, PrimaryRow, tree_order
 from mkmeta.trees.links import FINGERPRINT_BYTES, Look
 from mkmeta.trees.writer import ChildName, LinkedName, Opening, Part, Place, TreeWriter, own_entry

@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterator
 
 from mkmeta.errors import MkmetaError, printable, reason
+from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.link_lookup import LinkLookup
-from mkmeta.manifest.reader import ManifestReader, Recorded
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import Branch, Report
 from mkmeta.model import Directory, Entry, LinkRow, type_name
 from mkmeta.plan import Plan, PlannedNode

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mkmeta.errors import reason
 from mkmeta.linux.syscalls import open_beneath
-from mkmeta.manifest.reader import ManifestReader, Recorded
+from mkmeta.manifest.cursor import Recorded
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.manifest.walk import Branch
 from mkmeta.model import Directory, type_name

@@ -17,7 +17,8 @@ from typing import Final
 from mkmeta.codec.acl import mode_without_acl
 from mkmeta.errors import MkmetaError, printable, reason
 from mkmeta.linux.filesystem import filesystem_type
-from mkmeta.manifest.reader import ManifestReader, Recorded
+from mkmeta.manifest.cursor import Recorded
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import Branch, Report
 from mkmeta.model import Directory, DirectoryKind, LinkRow, Node, RegularFile, type_name
 from mkmeta.pattern import Patterns

@@ -11,7 +11,8 @@ import pytest
 
 from mkmeta.errors import BuildError, MkmetaError
 from mkmeta.manifest import walk as walk_module
-from mkmeta.manifest.reader import ManifestReader, Recorded
+from mkmeta.manifest.cursor import Recorded
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import Branch, Report, walk, walk_in_order
 from mkmeta.model import Directory, DirectoryKind
 from tests.layer.layers import open_reader

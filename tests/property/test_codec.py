@@ -54,7 +54,7 @@ from mkmeta.codec.objects import (
 from mkmeta.codec.packing import array_header
 from mkmeta.digest import ObjectId
 from mkmeta.errors import FormatError
-from mkmeta.manifest.reader import counts_of
+from mkmeta.manifest.cursor import counts_of
 from mkmeta.model import (
     NO_COUNTS,
     Counts,

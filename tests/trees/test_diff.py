@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from mkmeta.digest import ObjectId, ObjectKind
 from mkmeta.errors import FormatError, UsageError
-from mkmeta.manifest.reader import ManifestReader, Page
+from mkmeta.manifest.cursor import Page
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import Directory, DirectoryKind, Entry, LinkRow, Node, PrimaryRow, Root
 from mkmeta.trees.diff import HARD_LINKS, Difference, Tree, diff

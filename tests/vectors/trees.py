@@ -15,7 +15,7 @@ from mkmeta.codec.facts import PageFacts, encode_facts, encode_page_facts
 from mkmeta.codec.info import Info
 from mkmeta.codec.objects import PageRow, encode_entry, encode_page, encode_page_rows
 from mkmeta.digest import ObjectId, ObjectKind
-from mkmeta.manifest.reader import counts_of
+from mkmeta.manifest.cursor import counts_of
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import (
     NO_COUNTS,
