@@ -43,27 +43,29 @@ class Facts:
 
 def encode_page_facts(facts: PageFacts) -> bytes:
     """The facts of a page."""
-    positions = list(facts.linked)
-    linked = [
-        number
-        for position, before in zip(positions, [0, *positions], strict=False)
-        for number in (position - before, facts.linked[position])
-    ]
+    linked: list[int] = []
+    before = 0
+    for position, nlink in facts.linked.items():
+        linked += (position - before, nlink)
+        before = position
     return b"".join(
         (
             _ARRAY_OF_FOUR,
             _pack_differences(facts.inodes),
             _pack_differences(facts.change_times),
-            pack(facts.children),
-            pack(linked),
+            pack(facts.children) if facts.children else _EMPTY_ARRAY,
+            pack(linked) if linked else _EMPTY_ARRAY,
         )
     )
 
 
 def encode_facts(counts: Iterable[int], pages: bytes | Sequence[Location]) -> bytes:
     """A facts record: `pages` are the facts of an only page, or the places of several."""
-    stored = pack([min(count, COUNT_MAX) for count in islice(counts, STORED_COUNTS)])
-    return array_header(2) + stored + (array_header(1) + pages if isinstance(pages, bytes) else pack(list(pages)))
+    stored = list(islice(counts, STORED_COUNTS))
+    if max(stored) > COUNT_MAX:
+        stored = [min(count, COUNT_MAX) for count in stored]
+    packed = array_header(1) + pages if isinstance(pages, bytes) else pack(list(pages))
+    return array_header(2) + pack(stored) + packed
 
 
 def decode_facts(data: bytes, where: str, *, pages: int, entries: int) -> Facts:
@@ -182,3 +184,4 @@ def _sums(differences: Sequence[int]) -> list[int]:
 
 
 _ARRAY_OF_FOUR = array_header(4)
+_EMPTY_ARRAY = array_header(0)

@@ -267,6 +267,11 @@ def check_digests(node: RegularFile, digests: tuple[DigestName, ...], where: Whe
         _fail(where, "has not the digests the root object announces")
 
 
+def element_count(data: bytes) -> int:
+    """How many elements a page says it has."""
+    return _array_length(data, "page")[0]
+
+
 def page_bytes(data: bytes) -> int:
     """What the elements of a page have together, in bytes."""
     return len(data) - _array_length(data, "page")[1]

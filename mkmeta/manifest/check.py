@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from typing import Final, NamedTuple
 
 from mkmeta.codec.container import Location
-from mkmeta.codec.facts import COUNT_MAX
-from mkmeta.codec.objects import examine_page
+from mkmeta.codec.facts import COUNT_MAX, PageFacts
+from mkmeta.codec.objects import Examined, element_count, examine_page, is_divided
 from mkmeta.errors import FormatError
 from mkmeta.manifest.cursor import Cursor, Page, check_facts, directory_at, facts_of, without_xattrs
 from mkmeta.manifest.reader import ManifestReader
@@ -70,6 +70,8 @@ def examine(reader: ManifestReader, top: Below, adopted: int = 0) -> Counts | No
         if below is not None:
             known = _adopted(reader, below, adopted)
             if known is None:
+                known = _examine_leaf(reader, below)
+            if known is None:
                 stack.append(Examination(reader, below))
             else:
                 level.add(known)
@@ -86,6 +88,34 @@ def _adopted(reader: ManifestReader, below: Below, adopted: int) -> Counts | Non
     if not adopted or below.facts is None or not reader.is_adopted(below.directory, adopted):
         return None
     return reader.counts(below.facts, below.path)
+
+
+def _examine_leaf(reader: ManifestReader, below: Below) -> Counts | None:
+    """The same for a directory of one page without directories, as most are; None: it is another, or has no facts."""
+    directory, place, path = below.directory, below.facts, below.path
+    if place is None:
+        return None
+    where = directory_at(path)
+    data = reader.object_of(directory.children, where)
+    if is_divided(data) or element_count(data) != directory.entries:
+        return None
+    found = examine_page(data, where, below=directory.kind, digests=reader.root.digests)
+    if found.directories:
+        return None
+    _check_paths(found, path)
+    facts = reader.facts(place, path, pages=1, entries=found.entries)
+    (page,) = facts.pages
+    assert isinstance(page, PageFacts)
+    check_facts(page, set(), path)
+    opaque = directory.kind is DirectoryKind.OPAQUE
+    counts = found.counts._replace(dirs=int(opaque), skeleton=int(not opaque), linked=len(page.linked))
+    _compare(facts_of(path), facts.counts._asdict(), counts)
+    return counts
+
+
+def _check_paths(found: Examined, path: bytes) -> None:
+    if found.longest > PATH_LIMIT - (len(path) + 1 if path else 0):
+        raise FormatError(f"{directory_at(path)}: a path is longer than {PATH_LIMIT} bytes")
 
 
 def _examine_together(reader: ManifestReader, top: Below, jobs: int, adopted: int) -> Counts | None:
@@ -188,8 +218,7 @@ class Examination(Cursor[Below]):
         where = directory_at(path)
         data = reader.page_bytes(page, path)
         found = examine_page(data, where, below=self._directory.kind, digests=reader.root.digests)
-        if found.longest > PATH_LIMIT - (len(path) + 1 if path else 0):
-            raise FormatError(f"{where}: a path is longer than {PATH_LIMIT} bytes")
+        _check_paths(found, path)
         total = found.entries + sum(node.entries for _, (_, node) in found.directories)
         reader.check_page(page, found.first, total, where)
         places: Iterator[Location | None] = repeat(None)

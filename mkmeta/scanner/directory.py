@@ -7,7 +7,6 @@ carry faithfully raises Unfaithful, and the whole subtree it is in is left out.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -20,13 +19,13 @@ from mkmeta.linux.mountinfo import mount_id
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.model import DirectoryKind
 from mkmeta.pattern import State
-from mkmeta.scanner.base import BaseDirectory, head_and_tail
+from mkmeta.scanner.base import BaseDirectory, RecordedDirectory, head_and_tail
 from mkmeta.scanner.entry import MOUNT_POINT, EntryReader, twice
 from mkmeta.scanner.gathering import Gathering
 from mkmeta.scanner.inside import Inside, is_linked
 from mkmeta.scanner.looking import change_directory, failure, fstat, is_as_before, is_transient, listdir, look
 from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
-from mkmeta.scanner.sharing import Company, Pace, Shared, Work
+from mkmeta.scanner.sharing import Company, Pace, Shared
 from mkmeta.scanner.skeleton import Names, OnTheWay, Skeleton
 from mkmeta.trees.writer import Own
 
@@ -84,8 +83,7 @@ class DirectoryReader(EntryReader):
         only: State | None,
     ) -> Reading:
         fd = self._enter(path)
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, fd)
+        try:
             before = fstat(fd, path)
             if before.st_dev != self.rules.device and not self._is_same_mount(fd):
                 raise Unfaithful(path, MOUNT_POINT)
@@ -113,41 +111,46 @@ class DirectoryReader(EntryReader):
                 else:
                     names = _lasting(prefix, listdir(fd, path), tally)
                 work = Inside(prefix, select, hide, self.rules.base, as_before)
-
-            def read(reader: DirectoryReader, start: int, stop: int) -> Listing:
-                whole = start == 0 and stop == len(names)
-                some = names if whole else names[start:stop]
-                there = None
-                if recorded is not None:
-                    first = names[start] if start else b""
-                    there = recorded.between(first, names[stop] if stop < len(names) else None)
-                return work.read(reader, some, there, whole=whole)
-
-            reading = self._read_names(path, fd, len(names), read)
-            with contextlib.ExitStack() as unfinished:
-                if reading.runs is not None:
-                    unfinished.enter_context(reading.runs)
+            reading = self._read_names(path, fd, names, recorded, work)
+            try:
                 if as_before and base is not None:  # its names were not listed, and its attributes cannot have changed
                     reading.own = Own(*head_and_tail(base))
                 else:
                     reading.own = self.describe(path, before, kind if only is None else DirectoryKind.MERGE, tally)
                     if kind is DirectoryKind.OPAQUE and not is_as_before(fd, before, path):
                         raise Changed(path)
-                unfinished.pop_all()
+            except BaseException:
+                if reading.runs is not None:
+                    reading.runs.close()
+                raise
             reading.listing.tally.add(tally)
             return reading
+        finally:
+            os.close(fd)
 
-    def _read_names(self, path: bytes, fd: int, names: int, read: Work) -> Reading:
-        """Has so many names of the working directory, open as `fd`, read: at once, or by turns that others share."""
-        if names <= 2 * self.pace.names:
+    def _read_names(
+        self, path: bytes, fd: int, names: list[bytes], recorded: RecordedDirectory | None, work: Names
+    ) -> Reading:
+        """Has names of the working directory, open as `fd`, read: at once, or by turns that others share."""
+        count = len(names)
+        if count <= 2 * self.pace.names:
             started = time.perf_counter()
-            listing = read(self, 0, names)
-            self.pace.count(names, time.perf_counter() - started)
+            there = recorded.between(b"", None) if recorded is not None else None
+            listing = work.read(self, names, there, whole=True)
+            self.pace.count(count, time.perf_counter() - started)
             self.matched |= listing.matched
             self.matched_only |= listing.matched_only
             return Reading(listing, has_children=bool(listing.children))
+
+        def read(reader: DirectoryReader, start: int, stop: int) -> Listing:
+            there = None
+            if recorded is not None:
+                first = names[start] if start else b""
+                there = recorded.between(first, names[stop] if stop < count else None)
+            return work.read(reader, names[start:stop], there, whole=False)
+
         with Gathering() as gathering:
-            shared = Shared(path, fd, names, read, gathering)
+            shared = Shared(path, fd, count, read, gathering)
             if self.company is not None:
                 self.company.share(shared)
             while (turn := shared.claim(self.pace.names)) is not None:
