@@ -9,8 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -24,21 +23,6 @@ CLONE_FS: Final = 0x200  # linux/sched.h
 CLONE_NEWNS: Final = 0x20000
 
 _SYS_OPENAT2 = 437
-_AT_EMPTY_PATH: Final = 0x1000  # linux/fcntl.h
-_AT_STATX_FORCE_SYNC: Final = 0x2000
-_STATX_BASIC_STATS: Final = 0x7FF  # linux/stat.h, as all of struct statx
-_STATX_BYTES: Final = 256
-_STATX_INO_SIZE: Final = struct.Struct("=QQ"), 32  # and where in it
-_STATX_CTIME_MTIME: Final = struct.Struct("=qI4xqI"), 96
-
-
-class FreshStatus(NamedTuple):
-    """Some fields of a stat_result, with its names."""
-
-    st_ino: int
-    st_size: int
-    st_ctime_ns: int
-    st_mtime_ns: int
 
 
 class _OpenHow(ctypes.Structure):
@@ -49,7 +33,6 @@ class _OpenHow(ctypes.Structure):
 
 _libc.syscall.restype = ctypes.c_long
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-_libc.statx.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.unshare.argtypes = (ctypes.c_int,)
 
@@ -76,25 +59,6 @@ def renameat2(source: bytes, target: bytes, flags: int, *, source_dir_fd: int, t
 def syncfs(fd: int, path: bytes) -> None:
     """syncfs(2): flushes the filesystem `fd` is on; `path` names it in errors, among them late write errors."""
     _check(_libc.syncfs(fd), path)
-
-
-def fresh_fstat(fd: int) -> FreshStatus:
-    """statx(2) with AT_STATX_FORCE_SYNC: what the file server says now, not what its client has cached.
-
-    A kernel before 4.11, or a container's seccomp filter, refuses it: then what fstat(2) says.
-    """
-    buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, buffer) < 0:
-        number = ctypes.get_errno()
-        if number not in (errno.ENOSYS, errno.EPERM):
-            raise OSError(number, os.strerror(number))
-        seen = os.fstat(fd)
-        return FreshStatus(seen.st_ino, seen.st_size, seen.st_ctime_ns, seen.st_mtime_ns)
-    layout, offset = _STATX_INO_SIZE
-    inode, size = layout.unpack_from(buffer, offset)
-    layout, offset = _STATX_CTIME_MTIME
-    change_sec, change_nsec, sec, nsec = layout.unpack_from(buffer, offset)
-    return FreshStatus(inode, size, change_sec * 10**9 + change_nsec, sec * 10**9 + nsec)
 
 
 def unshare(flags: int) -> None:

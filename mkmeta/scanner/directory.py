@@ -1,8 +1,9 @@
 """Reading one directory, or one large file, of the scanned tree: what a worker does for one task.
 
 Everything is looked at before and after; what changed in between is read once more, and given up if it changed again.
-The second look at a directory is answered by the file server, not by what its client has cached. What a manifest cannot
-carry faithfully raises Unfaithful, and the whole subtree it is in is left out.
+An NFS client may answer the second look at a directory itself: with the attributes that came with the last answer about
+a name in it, which is as late as anything that was recorded. What a manifest cannot carry faithfully raises Unfaithful,
+and the whole subtree it is in is left out.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mkmeta.scanner.base import BaseDirectory, RecordedDirectory, head_and_tail
 from mkmeta.scanner.entry import MOUNT_POINT, EntryReader, twice
 from mkmeta.scanner.gathering import Gathering
 from mkmeta.scanner.inside import Inside, is_linked
-from mkmeta.scanner.looking import change_directory, failure, fstat, is_as_before, is_transient, listdir, look
+from mkmeta.scanner.looking import change_directory, failure, fstat, is_transient, listdir, look, same
 from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
 from mkmeta.scanner.sharing import Company, Pace, Shared
 from mkmeta.scanner.skeleton import Names, OnTheWay, Skeleton
@@ -117,7 +118,7 @@ class DirectoryReader(EntryReader):
                     reading.own = Own(*head_and_tail(base))
                 else:
                     reading.own = self.describe(path, before, kind if only is None else DirectoryKind.MERGE, tally)
-                    if kind is DirectoryKind.OPAQUE and not is_as_before(fd, before, path):
+                    if kind is DirectoryKind.OPAQUE and not same(fstat(fd, path), before):
                         raise Changed(path)
             except BaseException:
                 if reading.runs is not None:

@@ -13,7 +13,6 @@ from typing import Final
 
 from mkmeta.errors import reason
 from mkmeta.linux.names import list_names
-from mkmeta.linux.syscalls import FreshStatus, fresh_fstat
 from mkmeta.model import SYMLINK_TARGET_MAX
 from mkmeta.scanner.records import Changed, Tally, Unfaithful
 
@@ -40,7 +39,7 @@ def open_content(name: bytes) -> int:
     return os.open(name, _CONTENT)
 
 
-def same(seen: os.stat_result | FreshStatus, before: os.stat_result) -> bool:
+def same(seen: os.stat_result, before: os.stat_result) -> bool:
     """Whether two looks at a name, or at what it named, found the same inode with nothing done to it in between."""
     return (
         seen.st_ctime_ns == before.st_ctime_ns
@@ -54,17 +53,6 @@ def fstat(fd: int, path: bytes) -> os.stat_result:
     """What fstat(2) says of an open directory: a file server may be asked, and not answer."""
     try:
         return os.fstat(fd)
-    except OSError as error:
-        raise failure(path, error) from None
-
-
-def is_as_before(fd: int, before: os.stat_result, path: bytes) -> bool:
-    """Whether nothing was done to an open directory since it was looked at.
-
-    It is the server that has to say so: whatever happened within seconds, a client's cache does not know.
-    """
-    try:
-        return same(fresh_fstat(fd), before)
     except OSError as error:
         raise failure(path, error) from None
 
