@@ -25,6 +25,10 @@ settings.register_profile("deterministic", derandomize=True, deadline=None, max_
 settings.register_profile("deep", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("MKMETA_HYPOTHESIS", "deterministic"))
 
+UNPACKED = Path(__file__).parent.parent / ".cache/composefs/bin"  # by .ci/composefs, where this release has none
+if shutil.which("mkcomposefs") is None and UNPACKED.is_dir():
+    os.environ["PATH"] += f"{os.pathsep}{UNPACKED}"
+
 
 def _works(*command: str | Path) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
@@ -114,7 +118,7 @@ def _probe() -> dict[str, bool]:
         )
         return found | {
             tool: shutil.which(tool) is not None
-            for tool in (*tools, "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mkfs.erofs")
+            for tool in (*tools, "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "mkfs.erofs", "fsck.erofs")
         }
 
 
