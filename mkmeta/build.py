@@ -17,6 +17,7 @@ from mkmeta.manifest.walk import Branch, Report, walk, walk_in_order
 from mkmeta.model import NAME_MAX, PATH_LIMIT, Entry, LinkRow
 from mkmeta.plan import Plan
 from mkmeta.sinks.directory.sink import DirectorySink
+from mkmeta.sinks.erofs.sink import ErofsSink
 from mkmeta.sinks.protocol import LayerKind, Published, Sink, Writer
 
 _BATCH: Final = 2000  # entries per message to a worker: a fraction of a second, thousands of times a message's cost
@@ -52,6 +53,8 @@ def sink_for(dest: bytes, options: BuildOptions, *, swap: bool = False, discard:
     match options.kind:
         case LayerKind.DIRECTORY:
             return DirectorySink(dest, options.plan.names, swap=swap, discard=discard, base=options.base)
+        case LayerKind.EROFS:
+            return ErofsSink(dest, jobs=options.jobs, swap=swap)
         case _:
             assert_never(options.kind)
 
@@ -83,13 +86,15 @@ def build(
         sink.begin(root, top.entries - links)
 
         def builder(report: Report) -> _Builder:
-            return _Builder(plan, LinkLookup(reader) if links else None, sink.writer(report.counts))
+            lookup = LinkLookup(reader) if links else None
+            return _Builder(plan, None if sink.links_in_place else lookup, sink.writer(report.counts, lookup))
 
         if sink.ordered:
             counts = walk_in_order(reader, builder, progress=advance)
         else:
             counts = walk(reader, builder, jobs=options.jobs, batch=_BATCH, progress=advance)
-        sink.links(reader.links())
+        if not sink.links_in_place:
+            sink.links(reader.links())
         published = sink.finish(root, counts)
     return BuildResult(
         manifest_id=reader.id,
@@ -128,6 +133,7 @@ class _Builder:
     """Has directories written as they are planned."""
 
     def __init__(self, plan: Plan, links: LinkLookup | None, writer: Writer) -> None:
+        """`links`: what to leave out."""
         self._plan = plan
         self._links = links
         self._writer = writer

@@ -76,6 +76,14 @@ def _loop(scratch: Path) -> bool:
     )
 
 
+def _erofs(scratch: Path) -> bool:
+    image, empty = scratch / "erofs", scratch / "empty"
+    empty.mkdir()
+    return _works("mkfs.erofs", image, empty) and _works(
+        "unshare", "--mount", "mount", "-t", "erofs", "-o", "loop", image, scratch / "top"
+    )
+
+
 def _fs_verity(scratch: Path) -> bool:
     """Whether a file of an ext4 can be given fs-verity, which takes the kernel and fsverity-utils."""
     image = scratch / "verity"
@@ -100,6 +108,7 @@ def _probe() -> dict[str, bool]:
             "overlay in user namespaces": _overlay(scratch, "--user", "--map-root-user"),
             "data-only userxattr": _data_only_userxattr(scratch),
             "loop mounts": root and _loop(scratch),
+            "EROFS mounts": root and _erofs(scratch),
             "fs-verity": root and _fs_verity(scratch),
             "NFS sandbox": root and "MKMETA_NFS_SANDBOX" in os.environ,  # set by tests/uml/guest.py
         }

@@ -17,6 +17,7 @@ from mkmeta.errors import ExitCode, UsageError, printable
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import WORKERS_MAX
 from mkmeta.plan import Plan
+from mkmeta.sinks.protocol import LayerKind
 from mkmeta.store.adding import Added, add
 from mkmeta.store.store import Store
 
@@ -29,13 +30,17 @@ that was scanned. The layer is written beside DEST, flushed, and appears there b
 With --base, files that are just the same in an earlier layer are not written again: both layers have the same inode, by
 a hard link. That saves what a file takes on disk, and shows in link counts; formats/upper.md section 7 has the price.
 
+With --format erofs the layer is one file instead, an EROFS image (formats/erofs.md), the same wherever it is built.
+That needs no root. Its fs-verity digest, which stands for its content, is printed before the manifest's ID.
+
 With --store, it becomes the next numbered generation of a store instead: a directory that keeps several layers, from
 which `mkmeta activate` mounts and `mkmeta gc` removes. The store is made if it does not exist. The new generation is
 the current one; when the newest generation is that manifest already, nothing is built.
 """
 
 _EPILOG = """\
-The last line on stdout is the manifest's ID; with --swap, a line with the name of the old tree comes before it.
+The last line on stdout is the manifest's ID; with --swap, a line with the name of the old tree comes before it, with
+--format erofs one with the digest of the image.
 
 examples:
   mkmeta build sw.mkm /var/lib/mkmeta/sw
@@ -43,6 +48,7 @@ examples:
   mkmeta build --userxattr sw.mkm layer                            for mounts in user namespaces
   ssh publisher cat sw.mkm | mkmeta build - /var/lib/mkmeta/sw
   mkmeta build sw.mkm --store /var/lib/mkmeta/sw                   add a generation and make it the current one
+  mkmeta build --format erofs sw.mkm sw.erofs                      one file, for mount -t erofs
   mkmeta build sw.mkm --store STORE --base STORE                   the same, sharing inodes with the current one
 
 exit codes:
@@ -66,7 +72,15 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         epilog=_EPILOG,
     )
     add_manifest_argument(parser)
-    parser.add_argument("dest", metavar="DEST", nargs="?", help="directory to make; the one it goes into must exist")
+    parser.add_argument(
+        "dest", metavar="DEST", nargs="?", help="directory or image to make; the directory it goes into must exist"
+    )
+    parser.add_argument(
+        "--format",
+        choices=[str(kind) for kind in LayerKind],
+        default=LayerKind.DIRECTORY,
+        help="what the layer is: a directory, or a file with an EROFS image (default: %(default)s)",
+    )
     parser.add_argument(
         "--store", metavar="STORE", type=os.fsencode, help="add the layer to this store, instead of making DEST"
     )
@@ -74,7 +88,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--swap",
         action="store_true",
-        help="if DEST exists, exchange it with the new layer in one step; the old tree becomes DEST.old-ID",
+        help="if DEST exists, exchange it with the new layer in one step; a tree becomes DEST.old-ID, an image goes",
     )
     parser.add_argument(
         "--discard", action="store_true", help="with --swap: remove the old layer instead of keeping it"
@@ -118,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
     """Builds a layer and reports it."""
     _check(args)
     options = BuildOptions(
+        kind=LayerKind(args.format),
         plan=Plan(prefix=args.redirect_prefix.strip(b"/"), userxattr=args.userxattr, verity=not args.no_verity),
         expect_id=args.expect_id,
         base=None if args.base is None else FoundLayer.at(args.base).layer,
@@ -160,6 +175,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "--swap and --discard go with DEST", hint="a store keeps its generations; mkmeta gc removes them"
         )
+    if args.format != LayerKind.DIRECTORY:
+        if args.store is not None:
+            raise UsageError("a store keeps directories only", hint="name a file to make, as DEST")
+        if args.base is not None or args.discard:
+            raise UsageError(f"--base and --discard do not go with --format {args.format}")
     if args.discard and not args.swap:
         raise UsageError("--discard goes with --swap")
 
@@ -180,6 +200,8 @@ def _report(result: BuildResult, dest: bytes, args: argparse.Namespace) -> None:
         _note_result(f"built {printable(dest)}", result, result.published.leftovers)
     if old:
         print(printable(old))
+    if result.published.verity:
+        print(result.published.verity.hex())
     print(result.manifest_id.hex())
 
 
@@ -210,6 +232,8 @@ def _result_fields(result: BuildResult) -> dict[str, object]:
         "links": result.links,
         "filesystem": result.published.filesystem,
         **{key: result.counts[key] for key in ("xattr_files", "xattr_bytes", "shared")},
+        **({"verity": result.published.verity.hex()} if result.published.verity else {}),
+        **({"image_bytes": result.counts["image_bytes"]} if result.published.verity else {}),
         "seconds": round(result.seconds, 3),
     }
 

@@ -7,7 +7,8 @@ nodes come from. A new one is a folder here, with `directory` as its model, and 
 2. `writer`, in every process that is to write, and its `directory` for each directory of the tree, the root first. Each
    comes after the one it is in. If the sink is `ordered`, there is one writer, in the process that called `begin`, and
    directories come in tree order: depth first, names ascending. Else there may be several, in forked processes.
-3. `links`, once: further names of inodes that were written, for the directories that hold them have no such nodes.
+3. `links`, once: further names of inodes that were written, for the directories that hold them have no such nodes. But
+   if the sink takes `links_in_place`, they have, and what each is has to be looked up; `links` is not called.
 4. `finish`, once: the root's own attributes, and the output appears, durable. Until then there was nothing.
 
 A sink is a context manager: left before `finish` has returned, it leaves nothing behind. It raises BuildError.
@@ -21,6 +22,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
+from mkmeta.digest import VerityDigest
+from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.model import LinkRow, PrimaryRow
 from mkmeta.plan import PlannedNode
 
@@ -29,6 +32,7 @@ class LayerKind(StrEnum):
     """What a layer is on disk; the values are those of formats/store.md."""
 
     DIRECTORY = "directory"  # formats/upper.md
+    EROFS = "erofs"  # formats/erofs.md
 
 
 class Published(NamedTuple):
@@ -38,6 +42,7 @@ class Published(NamedTuple):
     old: bytes | None = None  # name, beside the output, of what had its name before
     leftovers: tuple[bytes, ...] = ()  # names beside it that a killed build left and that could not be removed
     notes: tuple[str, ...] = ()  # what who asked for it should know
+    verity: VerityDigest | None = None  # of an output that is a file
 
 
 class Writer(Protocol):
@@ -55,6 +60,7 @@ class Sink(Protocol):
 
     kind: LayerKind
     ordered: bool
+    links_in_place: bool
 
     def __enter__(self) -> Self: ...
 
@@ -65,8 +71,11 @@ class Sink(Protocol):
     def begin(self, root: PlannedNode, inodes: int) -> None:
         """Prepares for a tree of so many inodes, the root apart."""
 
-    def writer(self, counts: Counter[str]) -> Writer:
-        """A writer for this process, which counts what it does, for the summary."""
+    def writer(self, counts: Counter[str], links: LinkLookup | None) -> Writer:
+        """A writer for this process, which counts what it does, for the summary.
+
+        `links` knows the hard links; None: there are none.
+        """
 
     def links(self, rows: Iterable[PrimaryRow | LinkRow]) -> None:
         """Makes the hard links; rows come in tree order, a primary before its links."""

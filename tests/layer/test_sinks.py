@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mkmeta.build import BuildOptions, build
 from mkmeta.errors import BuildError
+from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.model import Directory, DirectoryKind, LinkRow, PrimaryRow
 from mkmeta.plan import Plan, PlannedNode
 from mkmeta.sinks.protocol import LayerKind, Published
@@ -27,6 +28,7 @@ class Listing:
 
     kind = LayerKind.DIRECTORY
     ordered = True
+    links_in_place = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, object]] = []
@@ -42,7 +44,7 @@ class Listing:
     def begin(self, root: PlannedNode, inodes: int) -> None:
         self.calls.append(("begin", inodes))
 
-    def writer(self, counts: Counter[str]) -> Listing:
+    def writer(self, counts: Counter[str], links: LinkLookup | None) -> Listing:
         counts["writers"] += 1
         self.calls.append(("writer", None))
         return self

@@ -12,6 +12,7 @@ from typing import Self
 from mkmeta.errors import BuildError, human_bytes, reason
 from mkmeta.linux.filesystem import filesystem_type
 from mkmeta.linux.process import ending_signals_held
+from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.model import LinkRow, PrimaryRow
 from mkmeta.overlay_xattrs import OverlayXattrs
 from mkmeta.plan import PlannedNode
@@ -28,6 +29,7 @@ class DirectorySink:
 
     kind = LayerKind.DIRECTORY
     ordered = False
+    links_in_place = False
 
     def __init__(
         self,
@@ -84,7 +86,7 @@ class DirectorySink:
         except OSError as error:
             raise Diagnosis(self._staging.fd).explain_xattr(error, b"", name, len(value)) from None
 
-    def writer(self, counts: Counter[str]) -> NodeWriter:
+    def writer(self, counts: Counter[str], links: LinkLookup | None) -> NodeWriter:
         """For a worker process."""
         os.umask(0)
         return NodeWriter(self._staging.fd, counts, self._base)

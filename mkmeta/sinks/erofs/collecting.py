@@ -1,0 +1,263 @@
+"""The nodes of an image in temporary files: written by several processes, a directory at a time, read in node order.
+
+A process appends to files of its own: names, which are read when a directory's data is written; rows, when the nodes in
+it are; contents; hashes of xattrs; and one record for each directory, which says where the rest is.
+"""
+
+from __future__ import annotations
+
+import marshal
+import struct
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from mkmeta.codec.erofs import BLOCK, DIRECTORY_TYPE, DIRENT, DOTS
+from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
+from mkmeta.model import tree_order
+from mkmeta.sinks.erofs.nodes import Row, last_block
+from mkmeta.sinks.erofs.spool import BUFFER_BYTES, Spool
+
+# Flags of a type in the names of a directory: whose nid the entry has
+SELF, PARENT, LINK = 0x20, 0x40, 0x80
+_DOT_TYPES: Final = (DIRECTORY_TYPE | SELF, DIRECTORY_TYPE | PARENT)
+
+_CHUNK_NAMES: Final = 1000  # entries of a directory held at once
+_CHUNK_BYTES: Final = 256 << 10  # of their xattrs, about
+_MARSHAL: Final = 2  # the last version that does not look for equal objects, which costs more than it saves
+_RECORD = struct.Struct("<BQQQQQIIIHqI")
+_DEPTH_BYTES: Final = 2
+_NO_TIME: Final = (2**63 - 1, 2**32 - 1)
+
+
+class DirectoryRecord(NamedTuple):
+    """What is known of a directory when everything in it was seen."""
+
+    part: int  # whose files
+    names_at: int
+    names_size: int
+    rows_at: int
+    rows_size: int
+    nodes: int  # in it, further names of inodes left out
+    directories: int  # among them
+    links: int  # further names of inodes
+    blocks: int  # of its data
+    tail: int  # bytes of its data
+    seconds: int  # smallest mtime of a node in it
+    nanoseconds: int
+
+
+class Names(NamedTuple):
+    """Some entries of a directory, `.` and `..` among them, ascending."""
+
+    names: list[bytes]
+    types: bytes  # each with the flags above
+    keys: list[bytes]  # of the nodes that links name
+
+
+class Part:
+    """The files of one process."""
+
+    def __init__(self) -> None:
+        """Raises MkmetaError when there is no room for temporary files."""
+        try:
+            self.spools = [Spool() for _ in range(5)]
+        except OSError as error:
+            raise temporary_space_error(error) from None
+        self.names, self.rows, self.contents, self.hashes, self.records = self.spools
+
+
+class Collector:
+    """Takes the nodes of one directory after the other, in one process."""
+
+    def __init__(self, number: int, part: Part) -> None:
+        self._number = number
+        self._part = part
+        self._names: list[bytes] = []
+        self._types = bytearray()
+        self._keys: list[bytes] = []
+        self._rows: list[Row] = []
+        self._held = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._names_at, self._rows_at = self._part.names.size, self._part.rows.size
+        self._nodes = self._directories = self._links = 0
+        self._blocks = self._used = 0
+        self._time = _NO_TIME
+        self._dots = list(zip(DOTS, _DOT_TYPES, strict=True))
+
+    def content(self, data: bytes) -> int:
+        """Keeps the content of a file. Returns what its row says of it."""
+        try:
+            return self._part.contents.append(data)
+        except OSError as error:
+            raise temporary_space_error(error) from None
+
+    def add(self, name: bytes, kind: int, row: Row) -> None:
+        """A node in the directory, after those of smaller names; `kind` is the type that its entry says."""
+        self._names.append(name)
+        self._types.append(kind)
+        self._rows.append(row)
+        self._held += row[14]
+        if len(self._names) >= _CHUNK_NAMES or self._held >= _CHUNK_BYTES:
+            self._flush()
+
+    def add_link(self, name: bytes, kind: int, key: bytes) -> None:
+        """A further name of the node whose row has this key."""
+        self._names.append(name)
+        self._types.append(kind | LINK)
+        self._keys.append(key)
+        self._held += len(key)
+        if len(self._names) >= _CHUNK_NAMES or self._held >= _CHUNK_BYTES:
+            self._flush()
+
+    def end(self, path: bytes) -> None:
+        """The directory at `path` is complete. Raises MkmetaError when there is no room for temporary files."""
+        self._flush(last=True)
+        more, tail = last_block(self._used)
+        part = self._part
+        record = DirectoryRecord(
+            part=self._number,
+            names_at=self._names_at,
+            names_size=part.names.size - self._names_at,
+            rows_at=self._rows_at,
+            rows_size=part.rows.size - self._rows_at,
+            nodes=self._nodes,
+            directories=self._directories,
+            links=self._links,
+            blocks=self._blocks + more,
+            tail=tail,
+            seconds=self._time[0],
+            nanoseconds=self._time[1],
+        )
+        try:
+            part.records.append_piece(node_order(path) + b"\0" + _RECORD.pack(*record))
+            for spool in part.spools:
+                spool.flush()
+        except OSError as error:
+            raise temporary_space_error(error) from None
+        self._reset()
+
+    def _flush(self, *, last: bool = False) -> None:
+        names, types, rows = self._names, self._types, self._rows
+        while self._dots and (last or (names and names[-1] > self._dots[0][0])):
+            name, kind = self._dots.pop(0)
+            place = bisect_left(names, name)
+            names.insert(place, name)
+            types.insert(place, kind)
+        self._pack(names)
+        self._nodes += len(rows)
+        self._directories += types.count(DIRECTORY_TYPE)
+        self._links += len(self._keys)
+        try:
+            if names:
+                self._part.names.append_piece(marshal.dumps((names, bytes(types), self._keys), _MARSHAL))
+            if rows:
+                self._time = min(self._time, min([row[4:6] for row in rows]))
+                hashes = array("q")
+                for row in rows:
+                    hashes.extend(map(hash, row[15]))
+                self._part.hashes.append(hashes.tobytes())
+                self._part.rows.append_piece(marshal.dumps(rows, _MARSHAL))
+        except OSError as error:
+            raise temporary_space_error(error) from None
+        self._names, self._types, self._keys, self._rows, self._held = [], bytearray(), [], [], 0
+
+    def _pack(self, names: list[bytes]) -> None:
+        """Distributes entries to the directory's blocks."""
+        needed = DIRENT * len(names) + sum(map(len, names))
+        if self._used + needed <= BLOCK:
+            self._used += needed
+            return
+        used = self._used
+        for name in names:
+            needed = DIRENT + len(name)
+            if used + needed > BLOCK:
+                self._blocks += 1
+                used = 0
+            used += needed
+        self._used = used
+
+
+class Collection:
+    """What several collectors left. A context manager, which removes it."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+        self.spools: list[Spool] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for spool in self.spools:
+            spool.close()
+
+    def part(self) -> Part:
+        """Files for one more process; to be called before that exists."""
+        part = Part()
+        self.parts.append(part)
+        self.spools += part.spools
+        return part
+
+    def complete(self) -> None:
+        """Puts the directories into their order; nothing is collected any more. Raises MkmetaError."""
+        with ExternalSorter() as records:
+            for part in self.parts:
+                for record in part.records.pieces():
+                    records.add(record)
+            try:
+                self._order = Spool()
+                self.spools.append(self._order)
+                for record in records:
+                    self._order.append(record[-_RECORD.size :])
+                self._order.flush()
+            except OSError as error:
+                raise temporary_space_error(error) from None
+
+    def directories(self) -> Iterator[DirectoryRecord]:
+        """All directories, in node order."""
+        at, size = 0, BUFFER_BYTES // _RECORD.size * _RECORD.size
+        while data := self._order.read(at, size):
+            at += len(data)
+            yield from map(DirectoryRecord._make, _RECORD.iter_unpack(data))
+
+    def rows(self, directory: DirectoryRecord) -> Iterator[list[Row]]:
+        """The nodes in a directory."""
+        for data in self.parts[directory.part].rows.pieces(directory.rows_at, directory.rows_size):
+            yield marshal.loads(data)
+
+    def all_rows(self) -> Iterator[list[Row]]:
+        """All nodes, in any order."""
+        for part in self.parts:
+            for data in part.rows.pieces():
+                yield marshal.loads(data)
+
+    def names(self, directory: DirectoryRecord) -> Iterator[Names]:
+        """What is in a directory."""
+        for data in self.parts[directory.part].names.pieces(directory.names_at, directory.names_size):
+            yield Names(*marshal.loads(data))
+
+    def content(self, part: int, at: int, size: int) -> bytes:
+        """A piece of the content of a file."""
+        return self.parts[part].contents.read(at, size)
+
+    def hashes(self) -> Iterator[Sequence[int]]:
+        """Hashes of the xattrs of all nodes, in pieces."""
+        for part in self.parts:
+            at = 0
+            while data := part.hashes.read(at, BUFFER_BYTES):
+                at += len(data)
+                yield array("q", data)
+
+
+def node_order(path: bytes) -> bytes:
+    """A key that sorts paths in node order."""
+    if not path:
+        return bytes(_DEPTH_BYTES)
+    return (path.count(b"/") + 1).to_bytes(_DEPTH_BYTES, "big") + tree_order(path)

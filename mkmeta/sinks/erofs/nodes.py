@@ -1,0 +1,86 @@
+"""A node of an image while it waits in a temporary file: a plain tuple, for there are many and marshal takes no other.
+
+Its order is that of `Row`. What depends on the rest of the tree is missing: its place, which xattrs it shares, and of a
+directory what is in it.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable
+from typing import Final
+
+from mkmeta.codec.erofs import (
+    BLOCK,
+    BLOCK_BITS,
+    HOLE,
+    XATTR_HEADER,
+    chunk_bits,
+    encode_xattr,
+    xattr_name,
+)
+
+TYPE_MASK: Final = 0o170000  # S_IFMT
+FILE_TYPE: Final = stat.S_IFREG
+LINK_TYPE: Final = stat.S_IFLNK
+_ACL_HEADS: Final = (b"\0\2", b"\0\3")  # of entries
+_TAIL_MAX: Final = BLOCK // 2  # bytes; a longer rest of a file or directory gets a block of its own
+_ALL_ABSENT: Final = 0xFFFFFFFF  # the filter of a node without xattrs
+
+Row = tuple[
+    int,  # mode
+    int,  # nlink; 0: a directory, whose own it is to be
+    int,  # uid
+    int,  # gid
+    int,  # mtime: seconds, signed
+    int,  # mtime: nanoseconds
+    int,  # size
+    int,  # i_u, where that is no block: device number, chunk format
+    bool,  # whether it is an array of chunks
+    int,  # data blocks
+    int,  # bytes of the tail
+    bytes,  # target of a symlink
+    int,  # where its content is among the collected, if it has any
+    int,  # name filter of its xattrs
+    int,  # bytes of its xattrs, if none is shared
+    tuple[bytes, ...],  # their entries, ascending by name
+    bytes,  # a key, if it has several names: what the others say of it
+]
+Xattr = tuple[bytes, bytes]
+
+
+def xattr_entries(xattrs: Iterable[Xattr]) -> tuple[int, int, tuple[bytes, ...]]:
+    """Name filter, size and entries of the xattrs of a node, given ascending by name."""
+    bits = size = 0
+    entries = []
+    for full, value in xattrs:
+        name = xattr_name(full)
+        bits |= name.filter_bit
+        entry = encode_xattr(name, value)
+        size += len(entry)
+        entries.append(entry)
+    return _ALL_ABSENT ^ bits, size + XATTR_HEADER if entries else 0, tuple(entries)
+
+
+def layout_of(mode: int, size: int, *, content: bool) -> tuple[int, bool, int, int]:
+    """Chunk format, whether it has one, data blocks and bytes of the tail, of what is no directory."""
+    kind = mode & TYPE_MASK
+    if kind == LINK_TYPE:
+        return 0, False, 0, size
+    if kind != FILE_TYPE or not size:
+        return 0, False, 0, 0
+    if content:
+        blocks, tail = divmod(size, BLOCK)
+        return (0, False, blocks + 1, 0) if tail > _TAIL_MAX else (0, False, blocks, tail)
+    bits = chunk_bits(size)
+    return bits - BLOCK_BITS, True, 0, len(HOLE) * -(-size >> bits)
+
+
+def last_block(used: int) -> tuple[int, int]:
+    """Of a directory whose last block has so many bytes: blocks it adds, and bytes of the tail."""
+    return (1, 0) if used > _TAIL_MAX else (0, used)
+
+
+def has_acl(row: Row) -> bool:
+    """Whether it has an ACL: an xattr whose name is one of the two prefixes, and nothing behind."""
+    return any(entry[:2] in _ACL_HEADS for entry in row[15])
