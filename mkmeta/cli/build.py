@@ -6,6 +6,14 @@ import argparse
 import os
 
 from mkmeta.build import BuildOptions, BuildResult, build, check_id, sink_for
+from mkmeta.cli.composefs import (
+    COMPOSEFS,
+    add_composefs_arguments,
+    build_composefs,
+    check_composefs_arguments,
+    open_dump,
+    run_dump,
+)
 from mkmeta.cli.host_arguments import add_wait, notes
 from mkmeta.cli.layer_argument import FoundLayer
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
@@ -33,6 +41,9 @@ a hard link. That saves what a file takes on disk, and shows in link counts; for
 With --format erofs the layer is one file instead, an EROFS image (formats/erofs.md), the same wherever it is built.
 That needs no root. Its fs-verity digest, which stands for its content, is printed before the manifest's ID.
 
+With --format composefs, MANIFEST may also be composefs-dump(5) text. It becomes, byte for byte, the image that
+mkcomposefs 1.0.8 makes of the text, or of what `mkmeta dump` says of a manifest: a complete tree, with no fall-through.
+
 With --store, it becomes the next numbered generation of a store instead: a directory that keeps several layers, from
 which `mkmeta activate` mounts and `mkmeta gc` removes. The store is made if it does not exist. The new generation is
 the current one; when the newest generation is that manifest already, nothing is built.
@@ -49,13 +60,14 @@ examples:
   ssh publisher cat sw.mkm | mkmeta build - /var/lib/mkmeta/sw
   mkmeta build sw.mkm --store /var/lib/mkmeta/sw                   add a generation and make it the current one
   mkmeta build --format erofs sw.mkm sw.erofs                      one file, for mount -t erofs
+  mkmeta build --format composefs tree.dump tree.cfs               as mkcomposefs --from-file tree.dump tree.cfs
   mkmeta build sw.mkm --store STORE --base STORE                   the same, sharing inodes with the current one
 
 exit codes:
   0    the layer is at DEST, or the current generation of STORE
   1    it could not be built; DEST or STORE is as it was
   2    the command line is wrong
-  10   MANIFEST is not a valid manifest
+  10   MANIFEST is not a valid manifest, or a text that mkcomposefs refuses
   11   MANIFEST is not the one --expect-id names
   14   another build of STORE did not end within --wait
   130  interrupted; DEST is as it was, or the complete new layer; STORE likewise
@@ -77,10 +89,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=[str(kind) for kind in LayerKind],
+        choices=[*map(str, LayerKind), COMPOSEFS],
         default=LayerKind.DIRECTORY,
-        help="what the layer is: a directory, or a file with an EROFS image (default: %(default)s)",
+        help="what to make: a directory, an EROFS image, a composefs image; see above (default: %(default)s)",
     )
+    add_composefs_arguments(parser)
     parser.add_argument(
         "--store", metavar="STORE", type=os.fsencode, help="add the layer to this store, instead of making DEST"
     )
@@ -131,8 +144,10 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds a layer and reports it."""
     _check(args)
+    if args.format == COMPOSEFS and (text := open_dump(args)) is not None:
+        return run_dump(args, text)
     options = BuildOptions(
-        kind=LayerKind(args.format),
+        kind=LayerKind.EROFS if args.format == COMPOSEFS else LayerKind(args.format),
         plan=Plan(prefix=args.redirect_prefix.strip(b"/"), userxattr=args.userxattr, verity=not args.no_verity),
         expect_id=args.expect_id,
         base=None if args.base is None else FoundLayer.at(args.base).layer,
@@ -146,7 +161,9 @@ def run(args: argparse.Namespace) -> int:
         def progress(done: int, _total: int) -> None:
             line.update(done)
 
-        if args.store is None:
+        if args.format == COMPOSEFS:
+            _report(build_composefs(reader, options, args, progress), os.fsencode(args.dest), args)
+        elif args.store is None:
             dest = os.fsencode(args.dest)
             sink = sink_for(dest, options, swap=args.swap, discard=args.discard)
             _report(build(reader, sink, options, progress), dest, args)
@@ -180,6 +197,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UsageError("a store keeps directories only", hint="name a file to make, as DEST")
         if args.base is not None or args.discard:
             raise UsageError(f"--base and --discard do not go with --format {args.format}")
+    check_composefs_arguments(args)
     if args.discard and not args.swap:
         raise UsageError("--discard goes with --swap")
 

@@ -29,7 +29,7 @@ from mkmeta.codec.erofs import (
 from mkmeta.digest import VerityDigest, VerityHasher
 from mkmeta.errors import BuildError
 from mkmeta.sinks.erofs.collecting import LINK, PARENT, SELF, Collection, DirectoryRecord, Names
-from mkmeta.sinks.erofs.nodes import FILE_TYPE, LINK_TYPE, TYPE_MASK
+from mkmeta.sinks.erofs.nodes import REGULAR, SYMLINK, TYPE_MASK
 from mkmeta.sinks.erofs.placing import Placed, Places, Placing
 from mkmeta.sinks.erofs.sharing import SharedXattrs
 
@@ -96,7 +96,7 @@ class Image:
         kind = mode & TYPE_MASK
         if node.directory is not None:
             nlink, size = 2 + node.directory.directories, node.blocks * BLOCK + node.tail
-        elif kind not in (FILE_TYPE, LINK_TYPE):
+        elif kind not in (REGULAR, SYMLINK):
             size = 0
         layout = CHUNK_BASED if chunks else FLAT_INLINE if node.tail else FLAT_PLAIN
         if block is not None:  # mkcomposefs writes the chunk format over its number
@@ -125,7 +125,7 @@ class Image:
             if node.blocks:
                 data.append(b"\xff" * BLOCK)
             return HOLE * (node.tail // len(HOLE))
-        if row[0] & TYPE_MASK == LINK_TYPE:
+        if row[0] & TYPE_MASK == SYMLINK:
             if not node.blocks:
                 return row[11]
             data.append(row[11].ljust(BLOCK, b"\0"))

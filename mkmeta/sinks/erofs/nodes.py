@@ -21,15 +21,16 @@ from mkmeta.codec.erofs import (
 )
 
 TYPE_MASK: Final = 0o170000  # S_IFMT
-FILE_TYPE: Final = stat.S_IFREG
-LINK_TYPE: Final = stat.S_IFLNK
+REGULAR: Final = stat.S_IFREG
+DIRECTORY: Final = stat.S_IFDIR
+SYMLINK: Final = stat.S_IFLNK
 _ACL_HEADS: Final = (b"\0\2", b"\0\3")  # of entries
 _TAIL_MAX: Final = BLOCK // 2  # bytes; a longer rest of a file or directory gets a block of its own
 _ALL_ABSENT: Final = 0xFFFFFFFF  # the filter of a node without xattrs
 
 Row = tuple[
     int,  # mode
-    int,  # nlink; 0: a directory, whose own it is to be
+    int,  # nlink; of a directory it is not known yet
     int,  # uid
     int,  # gid
     int,  # mtime: seconds, signed
@@ -65,9 +66,9 @@ def xattr_entries(xattrs: Iterable[Xattr]) -> tuple[int, int, tuple[bytes, ...]]
 def layout_of(mode: int, size: int, *, content: bool) -> tuple[int, bool, int, int]:
     """Chunk format, whether it has one, data blocks and bytes of the tail, of what is no directory."""
     kind = mode & TYPE_MASK
-    if kind == LINK_TYPE:
+    if kind == SYMLINK:
         return 0, False, 0, size
-    if kind != FILE_TYPE or not size:
+    if kind != REGULAR or not size:
         return 0, False, 0, 0
     if content:
         blocks, tail = divmod(size, BLOCK)

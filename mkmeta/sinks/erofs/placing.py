@@ -18,7 +18,7 @@ from mkmeta.codec.erofs import (
 from mkmeta.errors import BuildError
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.sinks.erofs.collecting import Collection, DirectoryRecord
-from mkmeta.sinks.erofs.nodes import LINK_TYPE, TYPE_MASK, Row
+from mkmeta.sinks.erofs.nodes import DIRECTORY, SYMLINK, TYPE_MASK, Row
 from mkmeta.sinks.erofs.sharing import SharedXattrs
 
 _NIDS: Final = 2**32
@@ -66,7 +66,8 @@ class Placing:
         for index, parent in enumerate(self._collection.directories()):
             for rows in self._collection.rows(parent):
                 for row in rows:
-                    yield self._place(row, None if row[1] else next(directories), parent, index)
+                    is_directory = row[0] & TYPE_MASK == DIRECTORY
+                    yield self._place(row, next(directories) if is_directory else None, parent, index)
 
     def _place(self, row: Row, directory: DirectoryRecord | None, parent: DirectoryRecord, index: int) -> Placed:
         mode, nlink, uid, gid, seconds, nanoseconds, size, _, _, blocks, tail, _, _, _, xattrs, entries, _ = row
@@ -90,7 +91,7 @@ class Placing:
             xattrs = XATTR_HEADER + _SHARED_ID * len(shared) + sum(map(len, inline))
         fixed = (EXTENDED.size if extended else COMPACT.size) + xattrs
         at = -(-self.end // SLOT) * SLOT
-        if mode & TYPE_MASK == LINK_TYPE:
+        if mode & TYPE_MASK == SYMLINK:
             total = fixed + tail
             crosses = at // BLOCK != (at + total - 1) // BLOCK
             if total >= BLOCK:

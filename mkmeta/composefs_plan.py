@@ -1,0 +1,73 @@
+"""What composefs makes of a tree: the other plan for an image (formats/erofs.md section 7).
+
+It is a complete tree, with no volume below. Byte for byte what mkcomposefs 1.0.8 makes; nothing here opens anything.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from mkmeta.codec.metacopy import encode_metacopy
+from mkmeta.digest import ObjectId
+from mkmeta.model import Device, Directory, Entry, Inode, RegularFile, Root, Xattrs
+from mkmeta.overlay_xattrs import OPAQUE_VALUE, TRUSTED
+from mkmeta.plan import Plan, PlannedNode
+
+WHITEOUT_NAMES: Final = tuple(b"%02x" % number for number in range(256))
+WHITEOUT_MODE: Final = 0o020644
+SELINUX: Final = b"security.selinux"
+ROOT_OPAQUE: Final = (TRUSTED.opaque, OPAQUE_VALUE)
+
+
+@dataclass(frozen=True)
+class ComposefsPlan(Plan):
+    """The tree of a manifest as `mkmeta dump` says it: every file is redirected to its path on the volume."""
+
+    top: Directory | None = None  # the recorded root
+
+    def root(self, root: Root, manifest_id: ObjectId) -> PlannedNode:
+        """Opaque, for what that is worth."""
+        return PlannedNode(b"", root.directory, (*root.directory.xattrs, ROOT_OPAQUE))
+
+    def directory(self, name: bytes, directory: Directory) -> PlannedNode:
+        """All directories are complete."""
+        return PlannedNode(name, directory, directory.xattrs)
+
+    def children(self, path: bytes, entries: Iterable[Entry]) -> Iterator[PlannedNode]:
+        """The nodes in the directory at `path`; in the root also those that hide directories of objects."""
+        if path:
+            yield from self._children(path + b"/", entries)
+            return
+        name = b""
+        for _, node in heapq.merge(
+            ((node.name, node) for node in self._children(b"", entries)),
+            ((name, self._whiteout(name)) for name in WHITEOUT_NAMES),
+            key=lambda pair: pair[0],
+        ):
+            if node.name != name:
+                name = node.name
+                yield node
+
+    def _children(self, prefix: bytes, entries: Iterable[Entry]) -> Iterator[PlannedNode]:
+        for name, inode in entries:
+            if isinstance(inode, RegularFile) and inode.size:
+                yield PlannedNode(name, inode, inode.xattrs + redirection(prefix + name, encode_metacopy(inode.verity)))
+            else:
+                yield PlannedNode(name, inode, inode.xattrs)
+
+    def _whiteout(self, name: bytes) -> PlannedNode:
+        top: Inode | None = self.top
+        assert top is not None
+        xattrs = tuple(pair for pair in top.xattrs if pair[0] == SELINUX)
+        device = Device(mode=WHITEOUT_MODE, uid=top.uid, gid=top.gid, mtime_ns=top.mtime_ns, major=0, minor=0)
+        return PlannedNode(name, device, xattrs)
+
+
+def redirection(payload: bytes, metacopy: bytes) -> Xattrs:
+    """The xattrs of a file whose content is elsewhere; an empty payload: nobody knows where."""
+    if payload:
+        return ((TRUSTED.metacopy, metacopy), (TRUSTED.redirect, b"/" + payload))
+    return ((TRUSTED.metacopy, metacopy),)
