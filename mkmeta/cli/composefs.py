@@ -64,11 +64,11 @@ def open_dump(args: argparse.Namespace) -> BinaryIO | None:
 
 def run_dump(args: argparse.Namespace, text: BinaryIO) -> int:
     """Makes an image of a text, and reports it."""
-    if args.expect_id is not None:
-        raise UsageError("--expect-id goes with a manifest, and this is a composefs-dump text")
     dest = os.fsencode(args.dest)
     done = 0
     with text, ProgressLine(args, "build") as line:
+        if args.expect_id is not None:
+            raise UsageError("--expect-id goes with a manifest, and this is a composefs-dump text")
 
         def progress(lines: int) -> None:
             nonlocal done

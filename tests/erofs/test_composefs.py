@@ -185,8 +185,8 @@ def test_odd_texts(text: bytes, tmp_path: Path) -> None:
 
 
 _PIECES = [
-    b" ", b"-", b"/", b"\\x00", b"\\", b"0", b"1", b"@", b".", b"\n", b"+", b"\t", b"\r", b"=", b"9" * 21, b"\\x2f", b"\\n",
-    b"  ", b"x", b"", b"\0", b"\xff", b"-1", b"40755", b"\\x20", b"/d", b"100644", b"0.0",
+    b" ", b"-", b"/", b"\\x00", b"\\", b"0", b"1", b"@", b".", b"\n", b"+", b"\t", b"\r", b"=", b"9" * 21, b"\\x2f",
+    b"\\n", b"  ", b"x", b"", b"\0", b"\xff", b"-1", b"40755", b"\\x20", b"/d", b"100644", b"0.0",
 ]  # fmt: skip
 BASE = lines(
     b"/d 4096 40755 2 0 0 0 1.5 - - - user.a=b",
