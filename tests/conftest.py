@@ -95,6 +95,13 @@ def _fs_verity(scratch: Path) -> bool:
     )
 
 
+def _living_systemd(scratch: Path) -> bool:
+    """Whether systemd can be the first process of namespaces of its own, as tests/systemd/boot.sh makes them."""
+    script = f"mount -t cgroup2 cgroup {scratch}/top"
+    namespaces = ("--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork")
+    return Path("/lib/systemd/systemd").exists() and _works("unshare", *namespaces, "sh", "-c", script)
+
+
 def _probe() -> dict[str, bool]:
     with tempfile.TemporaryDirectory(prefix="mkmeta-probe-") as name:
         scratch = Path(name)
@@ -110,6 +117,7 @@ def _probe() -> dict[str, bool]:
             "loop mounts": root and _loop(scratch),
             "EROFS mounts": root and _erofs(scratch),
             "fs-verity": root and _fs_verity(scratch),
+            "living systemd": root and _living_systemd(scratch),
             "NFS sandbox": root and "MKMETA_NFS_SANDBOX" in os.environ,  # set by tests/uml/guest.py
         }
         tools = (

@@ -43,6 +43,7 @@ TESTS: Final = (  # where none are named; 6.12 does not take layers by descripto
     "tests/host/test_doctor_verity.py",
     "tests/host/test_profiles.py",
     "tests/mounts/test_overlay.py",
+    "tests/systemd",
 )
 # The guest mounts on these: nothing below them on this machine is seen inside
 COVERED: Final = ("/dev", "/proc", "/sys", "/run")

@@ -25,7 +25,16 @@ MOUNTS: Final = (
 )
 TEMPORARY: Final = "/run/tmp"
 # tests/conftest.py: without these most tests would be skipped, and nobody would notice
-MUST_HAVE: Final = ("root", "user xattrs", "trusted xattrs", "overlay", "loop mounts", "fs-verity", "rsync")
+MUST_HAVE: Final = (
+    "root",
+    "user xattrs",
+    "trusted xattrs",
+    "overlay",
+    "loop mounts",
+    "fs-verity",
+    "rsync",
+    "living systemd",
+)
 RB_POWER_OFF: Final = 0x4321FEDC  # linux/reboot.h
 
 
