@@ -33,6 +33,7 @@ class BuildOptions:
     kind: LayerKind = LayerKind.DIRECTORY
     base: bytes | None = None  # a layer to share unchanged files with
     expect_id: ObjectId | None = None
+    vouched: bool = False  # somebody on this host named that ID: he answers for its set-ID bits and devices
     jobs: int = 1  # worker processes, where the sink takes nodes from several
 
 

@@ -54,7 +54,7 @@ exit codes:
   11   the published manifest is not the one the pointer names
   14   another mkmeta is at it, for longer than --wait
   15   there is no such generation
-  16   refused: it would show wrong data, or go back to an older generation unasked
+  16   refused: it would show wrong data, hide something, or go back to an older generation unasked
   17   this kernel would leave a gap, and there is no --allow-gap
 """
 
@@ -111,6 +111,15 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="mount it although the manifest was made from a directory of another name than --lower",
     )
+    parser.add_argument(
+        "--allow-setid",
+        action="store_true",
+        help="let set-ID bits, capabilities and devices of the layer take effect where the volume's own mount does; "
+        "without it only those of a layer built with --expect-id do",
+    )
+    parser.add_argument(
+        "--over", action="store_true", help="mount it although that hides files or other mounts at MOUNTPOINT"
+    )
     add_allow_gap(parser)
     add_wait(parser, default=60)
     add_run_dir(parser)
@@ -130,6 +139,8 @@ def run(args: argparse.Namespace) -> int:
         verity=args.verity,
         extra=parse_extra(args.options),
         allow_gap=args.allow_gap,
+        allow_setid=args.allow_setid,
+        over=args.over,
         other_root=args.other_root,
         wait=args.wait,
     )
@@ -155,6 +166,7 @@ def report(done: Activated, args: argparse.Namespace) -> None:
     """Says what was activated, in one line or message."""
     before = done.before.short_id if done.before else None
     generation = done.generation
+    flags = [str(flag.name).lower() for flag in done.flags]
     if args.json:
         emit(
             "summary",
@@ -164,6 +176,7 @@ def report(done: Activated, args: argparse.Namespace) -> None:
             id=generation.about().id.hex(),
             profile=str(done.profile),
             **path_fields(done.lower, "lower"),
+            flags=flags,
             before=before,
             seconds=round(done.seconds, 3),
         )
@@ -171,6 +184,7 @@ def report(done: Activated, args: argparse.Namespace) -> None:
     if args.quiet:
         return
     what = f"generation {generation.number} ({generation.short_id}), {done.profile} over {printable(done.lower)}"
+    what += f", {','.join(flags)}" if flags else ""
     match done.action:
         case Action.UNCHANGED:
             note(f"{printable(done.point)}: {what}, as before")

@@ -150,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
         kind=LayerKind.EROFS if args.format == COMPOSEFS else LayerKind(args.format),
         plan=Plan(prefix=args.redirect_prefix.strip(b"/"), userxattr=args.userxattr, verity=not args.no_verity),
         expect_id=args.expect_id,
+        vouched=args.expect_id is not None,
         base=None if args.base is None else FoundLayer.at(args.base).layer,
         jobs=args.jobs,
     )

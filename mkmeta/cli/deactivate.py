@@ -8,7 +8,7 @@ from mkmeta.cli.host_arguments import add_mount_point, add_run_dir, add_wait, no
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, printable
-from mkmeta.host.activation import deactivate
+from mkmeta.host.deactivation import Left, deactivate
 
 _DESCRIPTION = """\
 Unmounts a layer. The store and the volume stay as they are.
@@ -42,9 +42,30 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Unmounts and reports."""
-    live = deactivate(args.point, run_directory(args), notes(args), detach=args.detach, wait=args.wait)
+    live, left = deactivate(args.point, run_directory(args), notes(args), detach=args.detach, wait=args.wait)
     if args.json:
-        emit("summary", **path_fields(live.point, "mountpoint"), short_id=live.short_id, profile=str(live.profile))
+        fields = {**path_fields(live.point, "mountpoint"), "short_id": live.short_id, "profile": str(live.profile)}
+        emit("summary", **fields, left=left_fields(left) if left else None)
     elif not args.quiet:
         note(f"{printable(live.point)}: unmounted {live.short_id}")
+        if left:
+            note(f"note: {left_text(left)}")
     return int(ExitCode.DONE)
+
+
+def left_fields(left: Left) -> dict[str, object]:
+    """For JSON: an inner mount that has to stay."""
+    users = [{"process": process, "command": command} for process, command in left.users]
+    return {**path_fields(left.inner, "inner"), "short_id": left.short_id, "users": users}
+
+
+def left_text(left: Left) -> str:
+    """The same for people."""
+    if not left.users:
+        return f"the inner mount {printable(left.inner)} is nobody's any more: `mkmeta gc` removes it"
+    names = ", ".join(f"{process} ({command})" for process, command in left.users[:5])
+    more = f" and {len(left.users) - 5} more" if len(left.users) > 5 else ""
+    return (
+        f"layer {left.short_id} is still mounted in mount namespaces of its processes' own: {names}{more}; its volume "
+        f"stays busy, and the inner mount {printable(left.inner)} stays, until `mkmeta gc` after they end"
+    )

@@ -11,6 +11,7 @@ from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode
 from mkmeta.host.collection import collect
+from mkmeta.host.deactivation import sweep_all
 
 _DESCRIPTION = """\
 Removes old generations from a store. Kept are the current one, the newest, young ones, and whatever a mount in any
@@ -62,6 +63,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collects and reports."""
+    if not args.dry_run:
+        sweep_all(notes(args))
     with ProgressLine(args, "gc") as line:
         done = collect(
             args.store,

@@ -9,6 +9,7 @@ from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, printable
 from mkmeta.host.activation import live_mount
+from mkmeta.host.volume import look
 from mkmeta.mounts.refresh import refresh
 from mkmeta.store.lock import held
 
@@ -43,14 +44,14 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Refreshes and reports what it cost."""
-    with held(run_directory(args).lock, "refresh", wait=args.wait, note=notes(args)):
-        live = live_mount(args.point)
+    run = run_directory(args)
+    look(live_mount(args.point, run).lower)  # a server that is dead must not keep us while we hold the lock
+    with held(run.lock, "refresh", wait=args.wait, note=notes(args)):
+        live = live_mount(args.point, run)
         done = refresh(live)
     if args.json:
         emit("summary", **path_fields(live.point, "mountpoint"), seconds=round(done.seconds, 6), names=done.names)
     elif not args.quiet:
-        milliseconds = done.seconds * 1000
-        note(
-            f"{printable(live.point)}: refreshed in {milliseconds:.1f} ms; this host remembers {done.names} names less"
-        )
+        remembers = f"; this host remembers {done.names} names less" if done.names is not None else ""
+        note(f"{printable(live.point)}: refreshed in {done.seconds * 1000:.1f} ms{remembers}")
     return int(ExitCode.DONE)

@@ -6,15 +6,20 @@ import argparse
 import os
 import time
 
-from mkmeta.cli.host_arguments import add_mount_point
+from mkmeta.cli.deactivate import left_fields, left_text
+from mkmeta.cli.host_arguments import add_mount_point, add_run_dir
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, NotActiveError, printable
+from mkmeta.host.deactivation import left_here
+from mkmeta.host.place import real_point
 from mkmeta.host.status import Holder, Status, statuses
+from mkmeta.mounts.run import RunDirectory
 
 _DESCRIPTION = """\
 Says which layers are mounted on this host: generation, profile, volume, whether there is a newer one, and which
-processes still have another one. It keeps no state: all is read from the kernel's mount table and the store.
+processes still have another one. All is read from the kernel's mount table and the store; a server that does not answer
+is waited for three seconds, then that is said.
 """
 
 _EPILOG = """\
@@ -25,7 +30,7 @@ examples:
 
 exit codes: (for monitoring; of several mounts the highest)
   0    mounted, and what `mkmeta activate` would mount
-  1    cannot be told
+  1    cannot be told: this user may not look at the store, for example
   2    the command line is wrong
   20   no layer is mounted (there)
   21   the store's current generation is newer
@@ -37,12 +42,19 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Adds the verb."""
     parser = add_verb(verbs, "status", summary="say what is mounted", description=_DESCRIPTION, epilog=_EPILOG)
     add_mount_point(parser, optional=True)
+    add_run_dir(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Looks and reports."""
-    found = statuses([os.path.realpath(args.point)] if args.point is not None else None)
+    run_dir = RunDirectory.at(args.run_dir, os.environb.get(b"XDG_RUNTIME_DIR"))
+    found = statuses([real_point(args.point)] if args.point is not None else None, run_dir)
+    for left in left_here():
+        if args.json:
+            emit("left", **left_fields(left))
+        elif not args.quiet:
+            note(f"note: {left_text(left)}")
     if not found:
         raise NotActiveError("no layer is mounted here", path=args.point)
     for status in found:
@@ -56,7 +68,9 @@ def run(args: argparse.Namespace) -> int:
 def _code(status: Status) -> ExitCode:
     if status.problems:
         return ExitCode.DEGRADED
-    return ExitCode.BEHIND if status.behind else ExitCode.DONE
+    if status.behind:
+        return ExitCode.BEHIND
+    return ExitCode.FAILED if status.generation is None and status.unseen else ExitCode.DONE
 
 
 def _emit(status: Status) -> None:
@@ -64,7 +78,7 @@ def _emit(status: Status) -> None:
     emit(
         "mount",
         **path_fields(live.point, "mountpoint"),
-        state={0: "current", 21: "behind", 22: "degraded"}[_code(status)],
+        state={0: "current", 1: "unknown", 21: "behind", 22: "degraded"}[_code(status)],
         profile=str(live.profile),
         verity=str(live.verity),
         **path_fields(live.lower, "lower"),
@@ -80,7 +94,9 @@ def _emit(status: Status) -> None:
             {"process": one.process, "command": one.command, "generation": one.generation, "mounted": one.mounted}
             for one in status.holders
         ],
+        copies=[path_fields(path) for path in status.copies],
         problems=list(status.problems),
+        unseen=list(status.unseen),
     )
 
 
@@ -109,6 +125,10 @@ def _print(status: Status, args: argparse.Namespace) -> None:
         print(f"  behind: the current generation is {status.current.number}; `mkmeta activate` switches to it")
     for holder in status.holders:
         print(f"  {_holds(holder)}")
+    for path in status.copies:
+        print(f"  a bind mount of it, or of an earlier one, is at {printable(path)}, and stays what it is")
+    for text in status.unseen:
+        note(f"note: {printable(live.point)}: not seen: {text}")
     for problem in status.problems:
         note(f"mkmeta: {printable(live.point)}: {problem}")
 

@@ -10,24 +10,24 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from mkmeta.errors import MountError, NoGenerationError, NotActiveError, RefusedError, StoreError, UsageError, printable
+from mkmeta.host.checks import check_layer, check_writable, id_of
+from mkmeta.host.place import check_place, check_uncovered, real_path, real_point
+from mkmeta.host.volume import Volume, check_is_the_one, look
+from mkmeta.linux.filesystem import is_overlay
 from mkmeta.linux.mount import MountFlags
-from mkmeta.linux.mountinfo import Mount, mount_of, mounts, namespace_mounts
+from mkmeta.linux.mountinfo import mounts, visible_at
 from mkmeta.linux.process import ending_signals_held
-from mkmeta.mounts.live import LiveMount, layers_of
+from mkmeta.mounts.live import LiveMount
 from mkmeta.mounts.overlay import closing
-from mkmeta.mounts.probe import probe
+from mkmeta.mounts.probe import Abilities, probe
 from mkmeta.mounts.profile import EXTRA_OPTIONS, SHORT_ID_DIGITS, MountPlan, Profile, Verity
-from mkmeta.mounts.run import RunDirectory
-from mkmeta.mounts.switch import made, place, remove, settle
-from mkmeta.mounts.users import command_of, held_on_overlays
-from mkmeta.mounts.verity_check import unverified_file
-from mkmeta.sinks.directory.sharing import is_shared
-from mkmeta.sinks.directory.staging import layer_id
+from mkmeta.mounts.run import Placed, RunDirectory
+from mkmeta.mounts.switch import NewMount, check_room, layers_at, made, place, settle
+from mkmeta.mounts.users import command_of
 from mkmeta.store.lock import held
 from mkmeta.store.store import Generation, Store
 
 Note = Callable[[str], None]
-_MASK = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC  # what overlayfs does not take over from the volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,9 @@ class Request:
     verity: Verity = Verity.OFF
     extra: tuple[tuple[bytes, bytes], ...] = ()
     allow_gap: bool = False
+    allow_setid: bool = False  # what the layer says of set-ID bits and devices counts, whoever made its manifest
     other_root: bool = False  # the manifest may have been scanned from a directory of another name
+    over: bool = False  # what is at the mount point may be hidden
     wait: float = 60.0  # seconds for locks
 
 
@@ -63,6 +65,7 @@ class Activated:
     generation: Generation
     profile: Profile
     lower: bytes
+    flags: MountFlags
     before: LiveMount | None
     seconds: float  # between the old mount and the new one being complete
 
@@ -70,37 +73,45 @@ class Activated:
 def activate(request: Request, run: RunDirectory, note: Note) -> Activated:
     """Mounts a generation of a store, or switches what is mounted to it, or finds it there already.
 
-    Raises RefusedError, GapError, StoreError, LockedError, other MountErrors: then what was mounted still is.
+    The volume is asked before any lock is taken: who waits for a server that is dead stands in nobody's way. Raises
+    RefusedError, GapError, StoreError, LockedError, other MountErrors: then what was mounted still is.
     """
+    point = real_point(request.point)
+    live = next(reversed(layers_at(point, run)), None)
+    volume = _volume(request, point, live)
+    check_place(point, store=real_path(request.store), lower=volume.path, run=run)
+    if live is None:
+        check_uncovered(point, note, over=request.over)
     with held(run.lock, "activate", wait=request.wait, note=note):
-        return activate_locked(request, run, note)
+        return _activate(replace(request, point=point), volume, run, note)
 
 
-def activate_locked(request: Request, run: RunDirectory, note: Note) -> Activated:
-    """The same, for a caller who holds the lock of `run`."""
+def _activate(request: Request, volume: Volume, run: RunDirectory, note: Note) -> Activated:
+    """The same, under the lock of `run`, over a volume that has answered."""
     started = time.monotonic()
-    point = _directory(request.point, "the mount point", "make the directory first")
     run.sweep()
-    live = settle(point)
+    live = settle(request.point, run)
     store = Store.open(request.store)
-    lower = _lower(request.lower or (live.lower if live else None), point)
     with store.lock("activate", wait=request.wait, note=note):
         generation = _chosen(store, request.generation, live)
-        if live is not None and _is_there(request, live, generation, lower):
+        flags = _flags(request, generation, volume)
+        if live is not None and _is_there(request, live, generation, volume, flags, run):
             _follow_current(store, generation)
             action, profile = Action.UNCHANGED, live.profile
         else:
-            profile = _mount(
-                request, run, note, store=store, generation=generation, live=live, point=point, lower=lower
-            )
+            mounting = _Mounting(request, run, note, store, generation, live, volume, flags)
+            profile = mounting.mount()
             action = Action.SWITCHED if live else Action.MOUNTED
     run.sweep()
+    if action is not Action.UNCHANGED:
+        _note_if_alone(request.point, note)
     return Activated(
         action=action,
-        point=point,
+        point=request.point,
         generation=generation,
         profile=profile,
-        lower=lower,
+        lower=volume.path,
+        flags=flags,
         before=live,
         seconds=time.monotonic() - started,
     )
@@ -110,8 +121,12 @@ def rollback(
     point: bytes, run: RunDirectory, note: Note, *, to: int | None, allow_gap: bool = False, wait: float = 60.0
 ) -> Activated:
     """Goes back to the generation before the mounted one, or to `to`. Raises NotActiveError and as `activate`."""
+    lower = live_mount(point, run).lower
+    volume = look(lower)
     with held(run.lock, "rollback", wait=wait, note=note):
-        live = live_mount(point)
+        live = live_mount(point, run)
+        if live.lower != lower:
+            raise MountError("was switched meanwhile, to another volume", path=live.point, hint="try again")
         store, number = store_of(live)
         if to is None:
             earlier = [one.number for one in Store.open(store).generations() if one.number < number and not one.written]
@@ -121,38 +136,21 @@ def rollback(
         again = Request(
             point=live.point,
             store=store,
-            lower=live.lower,
             profile=live.profile,
             generation=to,
             verity=live.verity,
             extra=tuple(option for option in live.mount.options if option[0] in EXTRA_OPTIONS),
             allow_gap=allow_gap,
+            allow_setid=b"nosuid" not in live.mount.flags,
             other_root=True,  # it was accepted for this volume before
             wait=wait,
         )
-        return activate_locked(again, run, note)
+        return _activate(again, volume, run, note)
 
 
-def deactivate(point: bytes, run: RunDirectory, note: Note, *, detach: bool, wait: float = 60.0) -> LiveMount:
-    """Unmounts. What is in use is detached only when that is asked for. Raises NotActiveError, MountError."""
-    with held(run.lock, "deactivate", wait=wait, note=note):
-        live = live_mount(point)
-        try:
-            remove(live, detach=detach)
-        except OSError as error:
-            who = users_of(live)
-            raise MountError(
-                f"is in use{': ' + who if who else ''} ({error.strerror})",
-                path=live.point,
-                hint="with --detach it goes now, and they keep what they have open",
-            ) from None
-        run.sweep()
-        return live
-
-
-def live_mount(point: bytes) -> LiveMount:
+def live_mount(point: bytes, run: RunDirectory) -> LiveMount:
     """What is mounted at a path, left-overs of a killed switch removed. Raises NotActiveError."""
-    live = settle(os.path.realpath(point))
+    live = settle(real_point(point), run)
     if live is None:
         raise NotActiveError("no layer is mounted here", path=point, hint="`mkmeta status` lists those of this host")
     return live
@@ -167,31 +165,24 @@ def store_of(live: LiveMount) -> tuple[bytes, int]:
     return parts[0], int(number)
 
 
-def users_of(live: LiveMount) -> str:
-    """The processes that have something of a mount open, for people."""
-    found = {held.process for held, _ in held_on_overlays() if held.mount_id == live.mount.id}
-    names = [f"{command_of(process)} ({process})" for process in sorted(found)[:5]]
-    return ", ".join(names) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+def _flags(request: Request, generation: Generation, volume: Volume) -> MountFlags:
+    """The flags of the volume; and unless somebody here answers for the manifest, no set-ID bits and no devices."""
+    trusted = request.allow_setid or generation.about().vouched
+    return volume.flags if trusted else volume.flags | MountFlags.NOSUID | MountFlags.NODEV
 
 
-def _directory(path: bytes, what: str, hint: str) -> bytes:
-    real = os.path.realpath(path)
-    if not os.path.isdir(real):
-        raise UsageError(f"{what} is not a directory", path=path, hint=hint)
-    return real
-
-
-def _lower(lower: bytes | None, point: bytes) -> bytes:
+def _volume(request: Request, point: bytes, live: LiveMount | None) -> Volume:
+    lower = request.lower or (live.lower if live else None)
     if lower is None:
         raise UsageError("--lower is needed: nothing is mounted here yet that would tell the volume", path=point)
-    real = _directory(lower, "the volume", "mount it first")
-    if real == point or real.startswith(point.rstrip(b"/") + b"/"):
+    volume = look(lower)
+    if volume.path == point or volume.path.startswith(point.rstrip(b"/") + b"/"):
         raise UsageError(
             "the volume must be reachable when the layer is mounted: it cannot be at or below the mount point",
             path=lower,
             hint="mount the volume elsewhere, such as /mnt/sw for a layer at /sw",
         )
-    return real
+    return volume
 
 
 def _chosen(store: Store, number: int | None, live: LiveMount | None) -> Generation:
@@ -214,17 +205,43 @@ def _chosen(store: Store, number: int | None, live: LiveMount | None) -> Generat
     return current
 
 
-def _is_there(request: Request, live: LiveMount, generation: Generation, lower: bytes) -> bool:
+def _is_there(
+    request: Request,
+    live: LiveMount,
+    generation: Generation,
+    volume: Volume,
+    flags: MountFlags,
+    run: RunDirectory,
+) -> bool:
     """Whether what is mounted is what is asked for, so that nothing needs to be done."""
+    placed = run.placed(live.mount.device)
+    read_only = MountFlags.RDONLY
     return (
         live.short_id == generation.short_id
-        and live.lower == lower
+        and live.lower == volume.path
+        and (placed is None or volume.is_of(placed))
         and live.profile is (request.profile or live.profile)
         and live.verity is request.verity
+        and MountFlags.of(live.mount.flags) & ~read_only == flags
         and (live.profile is not Profile.NESTED or live.inner is not None)
         and all(option in live.mount.options for option in request.extra)
-        and _id_of(live.layer) == generation.about().id
+        and id_of(live.layer) == generation.about().id
     )
+
+
+def _note_if_alone(point: bytes, note: Note) -> None:
+    """Has a word when whoever called us does not see what was mounted: it was done in a mount namespace apart."""
+    shown = visible_at(point, mounts())
+    for process in (os.getppid(), 1):
+        with contextlib.suppress(OSError):  # it ended, or is not ours to look at
+            if os.path.samestat(os.stat(f"/proc/{process}/ns/mnt"), os.stat("/proc/self/ns/mnt")):
+                continue
+            if shown and shown[-1].device not in {mount.device for mount in mounts(process)}:
+                note(
+                    f"note: {printable(point)}: mounted in a mount namespace of our own: process {process} "
+                    f"({command_of(process)}) and those in its namespace do not see it"
+                )
+                return
 
 
 def _follow_current(store: Store, generation: Generation) -> None:
@@ -232,131 +249,110 @@ def _follow_current(store: Store, generation: Generation) -> None:
         store.set_current(generation)
 
 
-def _mount(
-    request: Request,
-    run: RunDirectory,
-    note: Note,
-    *,
-    store: Store,
-    generation: Generation,
-    live: LiveMount | None,
-    point: bytes,
-    lower: bytes,
-) -> Profile:
-    """Makes the mount, moves `current`, then attaches. If anything fails, all is as it was."""
-    plan = _checked_plan(request, generation, lower)
-    abilities = probe(run, userxattr=plan.userxattr)
-    wanted = request.profile
-    if wanted is not None and wanted not in abilities.profiles:
-        cause = abilities.failures.get(wanted, "unknown")
-        raise MountError(f"this kernel cannot mount profile {wanted}: {cause}", hint="--profile auto picks what works")
-    profile = wanted or abilities.best()
-    if wanted is None and profile is Profile.NESTED and _is_overlay(lower):
-        profile = Profile.MERGE  # three overlays on top of each other are one too many for the kernel
-        note("note: the volume is an overlay itself, so the nested profile would be one overlay too many")
-    if wanted is None and profile.lacks:
-        reasons = abilities.failures.get(Profile.NESTED, "the volume is an overlay")
-        note(f"note: profile {profile}, as nested does not work here ({reasons}): {profile.lacks}")
-    if profile is Profile.UPPER:
-        _check_unused(generation)
-        _check_unshared(generation)
-        generation.mark_written()
-    plan = replace(plan, profile=profile, work=generation.work if profile is Profile.UPPER else None)
-    with ending_signals_held(), made(plan, run) as fd, _moved(store, generation):
-        place(fd, point, live, allow_gap=request.allow_gap)
-    return profile
+@dataclass(frozen=True)
+class _Mounting:
+    """One mount being made."""
 
+    request: Request
+    run: RunDirectory
+    note: Note
+    store: Store
+    generation: Generation
+    live: LiveMount | None
+    volume: Volume
+    flags: MountFlags
 
-def _checked_plan(request: Request, generation: Generation, lower: bytes) -> MountPlan:
-    """Raises RefusedError for what would be mounted, and show wrong data."""
-    about = generation.about()
-    if generation.written and request.profile is not Profile.UPPER:
-        raise RefusedError(
-            f"generation {generation.number} was mounted writable, and is no longer what its manifest says",
-            path=generation.layer,
-            hint="`mkmeta build --store` adds an unchanged one; --profile upper mounts this one again",
-        )
-    found = _id_of(generation.layer)
-    if found is None:
-        raise RefusedError(
-            "the layer's attributes cannot be read here: its files would read as zeros",
-            path=generation.layer,
-            hint="trusted.* attributes take root outside of user namespaces; for these, build with --userxattr",
-        )
-    if found != about.id:
-        raise StoreError("the layer is not the one its generation names", path=generation.layer, hint="build it again")
-    expected = b"/".join(part for part in (lower.rstrip(b"/"), about.redirect_prefix) if part) or b"/"
-    if not request.other_root and os.path.realpath(about.root) != os.path.realpath(expected):
-        raise RefusedError(
-            f"the layer was made from {printable(about.root)}, not from {printable(expected)}",
-            path=generation.path,
-            hint="if it is the same volume under another name, say so with --other-root",
-        )
-    if request.verity is Verity.REQUIRE and not about.verity:
-        raise RefusedError(
-            "--verity require: the layer has no fs-verity digests, every open would fail",
-            path=generation.layer,
-            hint="scan with verity digests and build without --no-verity, or leave --verity away",
-        )
-    if request.verity is not Verity.OFF:
-        plain = unverified_file(generation.layer, lower, userxattr=about.userxattr)
-        if plain is not None:
+    def mount(self) -> Profile:
+        """Makes it, moves `current`, then attaches it. If anything fails, all is as it was."""
+        request, generation = self.request, self.generation
+        about = generation.about()
+        check_layer(generation, about, self.volume.path, other_root=request.other_root, verity=request.verity)
+        if request.profile is not Profile.UPPER and generation.written:
             raise RefusedError(
-                f"--verity {request.verity}: this file has no fs-verity, every open of it would fail",
-                path=plain,
-                hint="NFS has none; enable it on the volume's files, or leave --verity away",
-            )
-    return MountPlan(
-        profile=request.profile or Profile.NESTED,  # until the kernel has been asked
-        layer=generation.layer,
-        lower=lower,
-        short_id=generation.short_id.encode()[:SHORT_ID_DIGITS],
-        userxattr=about.userxattr,
-        verity=request.verity,
-        extra=request.extra,
-        flags=MountFlags.of(mount_of(lower, mounts()).flags) & _MASK,
-    )
-
-
-def _id_of(layer: bytes) -> bytes | None:
-    try:
-        with closing(os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-            return layer_id(fd)
-    except OSError:
-        return None
-
-
-def _is_overlay(path: bytes) -> bool:
-    return mount_of(path, mounts()).fstype == b"overlay"
-
-
-def _check_unshared(generation: Generation) -> None:
-    """Raises RefusedError when files of the layer are files of another one too: written here, they change there."""
-    with closing(os.open(generation.layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-        if is_shared(fd):
-            raise RefusedError(
-                "files of this layer are shared with another one (build --base): writing here would change that too",
+                f"generation {generation.number} was mounted writable, and is no longer what its manifest says",
                 path=generation.layer,
-                hint="build it into a store of its own, without --base",
+                hint="`mkmeta build --store` adds an unchanged one; --profile upper mounts this one again",
             )
+        check_is_the_one(self.volume, generation.layer, about, self.note)
+        plan = MountPlan(
+            profile=request.profile or Profile.NESTED,  # until the kernel has been asked
+            layer=generation.layer,
+            lower=self.volume.path,
+            short_id=generation.short_id.encode()[:SHORT_ID_DIGITS],
+            userxattr=about.userxattr,
+            verity=request.verity,
+            extra=request.extra,
+            flags=self.flags,
+        )
+        abilities = probe(self.run, userxattr=about.userxattr)
+        if request.profile is not None:
+            self._check_able(request.profile, abilities)
+            return self._as(plan, request.profile)
+        return self._as_best(plan, abilities)
+
+    def _check_able(self, profile: Profile, abilities: Abilities) -> None:
+        if profile not in abilities.profiles:
+            cause = abilities.failures.get(profile, "unknown")
+            hint = "--profile auto picks what works"
+            raise MountError(f"this kernel cannot mount profile {profile}: {cause}", hint=hint)
+        if profile is Profile.UPPER:
+            check_writable(self.generation)
+            self.generation.mark_written()
+
+    def _as_best(self, plan: MountPlan, abilities: Abilities) -> Profile:
+        """`auto`: nested where the kernel takes it, for this store and this volume; else merge."""
+        profile = abilities.best()
+        why = abilities.failures.get(Profile.NESTED, "unknown")
+        if profile is Profile.NESTED:
+            try:
+                return self._as(plan, profile)
+            except _NotMadeError as error:
+                profile, why, nested = Profile.MERGE, self._why_not_nested(error), error
+            try:
+                self._as(plan, profile)
+            except _NotMadeError:
+                raise nested from None  # it is not the profile
+        else:
+            self._as(plan, profile)
+        self.note(f"note: profile {profile}, as nested does not work here ({why}): {profile.lacks}")
+        return profile
+
+    def _why_not_nested(self, error: MountError) -> str:
+        """The kernel stacks two overlays; its own words for a third are "invalid argument"."""
+        with closing(os.open(self.generation.layer, os.O_PATH | os.O_CLOEXEC)) as fd:
+            below = [("the volume", self.volume.overlay), ("the store", is_overlay(fd))]
+        names = [name for name, overlay in below if overlay]
+        return f"{' and '.join(names)}: on an overlay, which makes one too many" if names else error.message
+
+    def _as(self, plan: MountPlan, profile: Profile) -> Profile:
+        """Raises MountError; a subclass of it of its own when the mount could not even be made."""
+        work = self.generation.work if profile is Profile.UPPER else None
+        with contextlib.ExitStack() as stack:
+            try:
+                new = stack.enter_context(made(replace(plan, profile=profile, work=work), self.run, self.live))
+            except RefusedError:
+                raise
+            except MountError as error:
+                raise _NotMadeError(error.message, path=error.path, hint=error.hint) from None
+            check_room(new, self.request.point)
+            with ending_signals_held(), self._remembered(new), _moved(self.store, self.generation):
+                place(new, self.request.point, self.live, allow_gap=self.request.allow_gap)
+        return profile
+
+    @contextlib.contextmanager
+    def _remembered(self, new: NewMount) -> Iterator[None]:
+        """Has RUN know what the mount does not show; no more, if the block fails."""
+        device = os.fstat(new.fd).st_dev
+        try:
+            self.run.remember(device, Placed(self.request.point, self.volume.device, self.volume.inode))
+            yield
+        except BaseException:
+            self.run.forget(device)
+            raise
 
 
-def _check_unused(generation: Generation) -> None:
-    """Raises RefusedError when a mount has the layer already: two writers, or a writer under readers, destroy it."""
-
-    def has_it(mount: Mount) -> bool:
-        layers = layers_of(mount)
-        return generation.layer in (*layers.lowers, *layers.data, layers.upper)
-
-    for process, table in namespace_mounts():
-        for mount in table:
-            if has_it(mount):
-                raise RefusedError(
-                    f"generation {generation.number} is mounted already, at {printable(mount.point)} "
-                    f"(as process {process} sees it): a layer can be written through one mount only",
-                    path=generation.layer,
-                    hint="deactivate that, or build another generation to write into",
-                )
+class _NotMadeError(MountError):
+    """No mount came about, so another profile may."""
 
 
 @contextlib.contextmanager

@@ -8,17 +8,16 @@ from __future__ import annotations
 import os
 import pickle
 import select
-import signal
 import struct
 import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from mkmeta.host.finding import Check, Finding, failure, findings_of
-from mkmeta.linux.process import fork_with_pipe
+from mkmeta.linux.process import end_child, fork_with_pipe, keep_only
 
 SECONDS: Final = 30.0  # for all checks of one call: hundreds of requests on a slow line take less
-_GRACE: Final = 2.0  # seconds to die in: one that waits for a disk does not die before that answers
+_GRACE: Final = 0.5  # seconds to die in
 _SIZE = struct.Struct("=I")  # of the message that follows
 
 
@@ -44,7 +43,7 @@ def bounded(checks: Sequence[Check], seconds: float = SECONDS) -> Iterator[Findi
         )
     finally:
         os.close(reader)
-        _end(child)
+        end_child(child, _GRACE)
     if not ended:
         yield failure(
             current, "the check died", "that is a bug in mkmeta, or the kernel ran out of memory: see `dmesg`"
@@ -70,6 +69,7 @@ def _messages(reader: int, deadline: float) -> Iterator[object]:
 
 def _run(checks: Sequence[Check], writer: int) -> None:
     """In the child: sends the identifier of each check, and what it finds; None at the end."""
+    keep_only(writer, 2)  # where the traceback of a bug goes
     for check in checks:
         _send(writer, check.id)
         for finding in findings_of(check):
@@ -82,11 +82,3 @@ def _send(writer: int, message: object) -> None:
     data = _SIZE.pack(len(data)) + data
     while data:
         data = data[os.write(writer, data) :]
-
-
-def _end(child: int) -> None:
-    """Ends the child; one that cannot die yet is left to init."""
-    os.kill(child, signal.SIGKILL)
-    deadline = time.monotonic() + _GRACE
-    while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.005)

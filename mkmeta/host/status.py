@@ -1,21 +1,35 @@
-"""What is mounted on this host, and whether it is what it should be."""
+"""What is mounted on this host, and whether it is what it should be.
+
+All is read from the kernel's mount table and the store. What may wait for a server, the volume's above all, is asked in
+child processes with one deadline for all of them: monitoring has its answer within seconds, whatever is dead.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+from typing import Final
 
 from mkmeta.digest import ObjectId
 from mkmeta.errors import MkmetaError, StoreError, printable, reason
 from mkmeta.host.activation import store_of
-from mkmeta.linux.mountinfo import mounts, namespace_mounts
-from mkmeta.mounts.live import LiveMount, live_at, live_mounts
+from mkmeta.host.volume import Volume, answered, asking
+from mkmeta.linux.asking import Asked
+from mkmeta.linux.mount import MountFlags
+from mkmeta.linux.mountinfo import Mount, mounts, namespace_mounts, seen_at, visible_at
+from mkmeta.mounts.live import LiveMount, live_mounts
 from mkmeta.mounts.overlay import closing
 from mkmeta.mounts.profile import Profile
-from mkmeta.mounts.users import Held, command_of, held_on_overlays, is_of_layer, witness_of
+from mkmeta.mounts.run import Placed, RunDirectory, run_directories
+from mkmeta.mounts.users import command_of, held_on_overlays, is_of_layer, witness_of
 from mkmeta.sinks.directory.staging import layer_id
 from mkmeta.store.store import Generation, Store
+
+SECONDS: Final = 3.0  # for everything that may not answer
+_DENIED: Final = (errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +54,9 @@ class Status:
     current: Generation | None  # what `mkmeta activate` would mount
     newest: Generation | None
     holders: tuple[Holder, ...]
+    copies: tuple[bytes, ...]  # where else the layers of this mount point are seen, through mounts made by bind
     problems: tuple[str, ...]  # what is wrong with the mount
+    unseen: tuple[str, ...]  # what this user may not look at
 
     @property
     def behind(self) -> bool:
@@ -50,32 +66,176 @@ class Status:
         return self.current.number > self.generation.number and self.current.short_id != self.generation.short_id
 
 
-def statuses(points: list[bytes] | None) -> list[Status]:
-    """Every mounted layer of this mount namespace, or those at some real paths."""
+def statuses(points: list[bytes] | None, run: RunDirectory | None = None) -> list[Status]:
+    """Every layer that was mounted in this mount namespace, or those at some real paths; bind mounts of it are its own.
+
+    `run` is where activations wrote down what they did, besides the places that the mounts themselves name.
+    """
     table = mounts()
-    stacks: dict[bytes, list[LiveMount]] = {}
+    runs = [*([run] if run else []), *run_directories(table)]
+    places: dict[bytes, list[LiveMount]] = {}
+    copies: dict[bytes, list[bytes]] = {}
+    placed: dict[int, Placed | None] = {}
     for one in live_mounts(table):
-        if points is None or one.point in points:
-            stacks.setdefault(one.point, []).append(one)
-    own = os.getpid()  # whoever calls us hands down what it has open
-    held = [item for item, attached in held_on_overlays() if not attached and item.process != own] if stacks else []
-    return [_status(live_at(point, table) or stack, stack, held) for point, stack in stacks.items()]
+        known = next(filter(None, (directory.placed(one.mount.device) for directory in runs)), None)
+        placed[one.mount.id] = known
+        if known is not None and known.point != one.point:
+            copies.setdefault(known.point, []).append(one.point)
+        elif points is None or one.point in points:
+            places.setdefault(one.point, []).append(one)
+    deadline = time.monotonic() + SECONDS
+    with contextlib.ExitStack() as stack:
+        looks = []
+        for point, there in places.items():
+            seen = visible_at(point, table)
+            live = next((one for one in reversed(there) if one.mount in seen), there[-1])
+            asked = stack.enter_context(asking(live.lower))
+            layer = stack.enter_context(Asked(lambda live=live: _look_at_layer(live)))  # type: ignore[misc]
+            root = stack.enter_context(Asked(lambda live=live: _look_at_root(live)))  # type: ignore[misc]
+            others = stack.enter_context(Asked(lambda live=live: _holders(live)))  # type: ignore[misc]
+            looks.append(_Look(live, there, asked, layer, root, others, deadline, placed[live.mount.id]))
+        return [look.status(table, tuple(copies.get(look.live.point, ()))) for look in looks]
 
 
-def _status(visible: list[LiveMount], stack: list[LiveMount], held: list[Held]) -> Status:
-    live = visible[-1]
-    problems = []
+@dataclass(frozen=True)
+class _InStore:
+    """What the store says of a layer, and who else has its generations."""
+
+    id: ObjectId | None = None
+    generation: Generation | None = None
+    built_ns: int | None = None
+    store: bytes | None = None
+    current: Generation | None = None
+    newest: Generation | None = None
+    problems: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+
+@dataclass
+class _Look:
+    """What is being asked about one mount."""
+
+    live: LiveMount
+    there: list[LiveMount]  # all at that path, visible or not
+    volume: Asked[Volume]
+    layer: Asked[_InStore]
+    root: Asked[str | None]
+    others: Asked[list[Holder]]
+    deadline: float
+    placed: Placed | None
+    problems: list[str] = field(default_factory=list)
+
+    def status(self, table: list[Mount], copies: tuple[bytes, ...]) -> Status:
+        """All of it together."""
+        live = self.live
+        self._place(table)
+        try:
+            found = self.layer.answer(self.deadline)
+        except TimeoutError:
+            found = _InStore(problems=("the store does not answer",))
+        except OSError as error:
+            found = _InStore(problems=(_words(error, live.layer),))
+        self._volume(found)
+        unseen = list(found.unseen)
+        holders: list[Holder] = []
+        try:
+            holders = self.others.answer(self.deadline)
+        except TimeoutError:
+            unseen.append("who still has an earlier generation: a process has something open that does not answer")
+        except OSError as error:
+            unseen.append(f"who still has an earlier generation: {reason(error)}")
+        return Status(
+            live=live,
+            id=found.id,
+            generation=found.generation,
+            built_ns=found.built_ns,
+            store=found.store,
+            current=found.current,
+            newest=found.newest,
+            holders=tuple(holders),
+            copies=copies,
+            problems=(*self.problems, *found.problems),
+            unseen=tuple(unseen),
+        )
+
+    def _place(self, table: list[Mount]) -> None:
+        """Whether users see it, from the table alone."""
+        live = self.live
+        seen = visible_at(live.point, table)
+        if live.mount not in seen:
+            over = seen_at(live.point, table)
+            where = printable(over.point) if over else "a directory above"
+            self.problems.append(f"users do not see it: something else is mounted over it, at {where}")
+        elif seen[-1].id != live.mount.id:
+            kind = seen[-1].fstype.decode(errors="replace")
+            self.problems.append(f"users do not see it: a mount of type {kind} is on top of it")
+        if len([one for one in self.there if one.mount in seen]) > 1:
+            self.problems.append("a switch was interrupted: activate it again")
+        if live.profile is Profile.NESTED and live.inner is None:
+            self.problems.append("the inner mount is not reachable: it cannot be refreshed; activate it again")
+
+    def _volume(self, found: _InStore) -> None:
+        """Whether the volume answers, and is the one below the layer, with the flags the layer has."""
+        live = self.live
+        try:
+            volume = answered(self.volume, live.lower, self.deadline)
+            wrong = self.root.answer(self.deadline)
+        except TimeoutError:
+            self.problems.append(f"{printable(live.point)}: does not answer: its volume is dead, or its store")
+            return
+        except MkmetaError as error:
+            self.problems.append(str(error))
+            return
+        except OSError as error:
+            self.problems.append(_words(error, live.point))
+            return
+        if wrong is not None:
+            self.problems.append(wrong)
+        if self.placed is not None and not volume.is_of(self.placed):
+            self.problems.append(
+                f"{printable(live.lower)} is another filesystem than the one below the layer: it was unmounted, or "
+                "mounted anew; activate it again"
+            )
+        have = MountFlags.of(live.mount.flags)
+        if found.generation is not None:
+            lacks = volume.flags & ~have
+            if lacks:
+                names = ", ".join(str(flag.name).lower() for flag in lacks)
+                self.problems.append(f"the volume is mounted {names} by now, the layer is not: activate it again")
+
+
+def _look_at_root(live: LiveMount) -> str | None:
+    """In a child: whether the mount itself can be listed; what is wrong with it."""
+    try:
+        os.listdir(live.point)
+    except OSError as error:
+        if error.errno in _DENIED:
+            return None
+        return _words(error, live.point)
+    return None
+
+
+def _look_at_layer(live: LiveMount) -> _InStore:
+    """In a child: the store, and the layer's ID."""
+    problems: list[str] = []
+    unseen: list[str] = []
     store: Store | None = None
     number = None
+    generations: list[Generation] = []
+    current = None
     try:
         path, number = store_of(live)
+        os.stat(path + b"/generations/.")  # may this user look at all?
         store = Store.open(path)
-        generations = store.generations()
-        current = store.current()
-    except MkmetaError as error:
-        generations, current = [], None
-        if not (isinstance(error, StoreError) and number is None):
+        generations, current = store.generations(), store.current()
+    except StoreError as error:
+        if number is not None:
             problems.append(str(error))
+    except OSError as error:
+        if error.errno in _DENIED:
+            unseen.append("whether it is the current generation: only root may read the store")
+        else:
+            problems.append(_words(error, live.layer))
     generation = next((one for one in generations if one.number == number), None)
     if store is not None and generation is None:
         problems.append(f"generation {number} is no longer in the store")
@@ -84,36 +244,47 @@ def _status(visible: list[LiveMount], stack: list[LiveMount], held: list[Held]) 
         built_ns = generation.about().built_ns if generation else None
     except StoreError as error:
         problems.append(str(error))
-    if live.profile is Profile.NESTED and live.inner is None:
-        problems.append("the inner mount is not reachable: it cannot be refreshed; activate it again")
-    if len(stack) > 1:
-        problems.append("a switch was interrupted: activate it again")
-    found = None
-    try:
-        with closing(os.open(live.layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-            found = layer_id(fd)
-        if found is None or not found.hex().startswith(live.short_id):
-            problems.append("the layer's ID cannot be read, or is not the one that was mounted")
-        os.listdir(live.point)
-        os.stat(live.lower)
-    except OSError as error:
-        problems.append(f"{printable(os.fsencode(error.filename or live.point))}: {reason(error)}")
-    return Status(
-        live=live,
-        id=found,
+    identifier = _id(live, problems, unseen)
+    return _InStore(
+        id=identifier,
         generation=generation,
         built_ns=built_ns,
         store=store.path if store else None,
         current=current,
         newest=generations[-1] if generations else None,
-        holders=tuple(_holders(live, [one for one in generations if one.number != number], held)),
         problems=tuple(problems),
+        unseen=tuple(unseen),
     )
 
 
-def _holders(live: LiveMount, others: list[Generation], held: list[Held]) -> list[Holder]:
-    """Who has another generation of the same store: through a mount that is gone, or in another mount namespace."""
+def _id(live: LiveMount, problems: list[str], unseen: list[str]) -> ObjectId | None:
+    try:
+        with closing(os.open(live.layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            found = layer_id(fd)
+    except OSError as error:
+        if error.errno not in _DENIED:
+            problems.append(_words(error, live.layer))
+            return None
+        found = None
+    if found is None and os.geteuid() != 0:
+        unseen.append("the layer's ID: only root may read it")
+    elif found is None or not found.hex().startswith(live.short_id):
+        problems.append("the layer's ID cannot be read, or is not the one that was mounted")
+    return found
+
+
+def _holders(live: LiveMount) -> list[Holder]:
+    """In a child: who has another generation of the same store, through a mount that is gone, or elsewhere mounted."""
+    try:
+        path, number = store_of(live)
+        others = [one for one in Store.open(path).generations() if one.number != number]
+    except StoreError:
+        return []  # said already
+    if not others:
+        return []
     found: dict[tuple[int, int], Holder] = {}
+    own = {os.getpid(), os.getppid()}  # whoever calls us hands down what it has open
+    held = [item for item, attached in held_on_overlays() if not attached and item.process not in own]
     for generation in others:
         witness = None
         with contextlib.suppress(OSError):
@@ -122,10 +293,10 @@ def _holders(live: LiveMount, others: list[Generation], held: list[Held]) -> lis
             if (item.process, generation.number) not in found and is_of_layer(item, generation.layer, witness):
                 found[item.process, generation.number] = _holder(item.process, generation, mounted=False)
     by_id = {generation.short_id: generation for generation in others if generation.short_id != live.short_id}
-    own = os.stat("/proc/self/ns/mnt").st_ino
+    namespace = os.stat("/proc/self/ns/mnt").st_ino
     for process, table in namespace_mounts():
         with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{process}/ns/mnt").st_ino == own:
+            if os.stat(f"/proc/{process}/ns/mnt").st_ino == namespace:
                 continue
         for one in live_mounts(table):
             if one.short_id in by_id:
@@ -136,3 +307,8 @@ def _holders(live: LiveMount, others: list[Generation], held: list[Held]) -> lis
 
 def _holder(process: int, generation: Generation, *, mounted: bool) -> Holder:
     return Holder(process=process, command=command_of(process), generation=generation.number, mounted=mounted)
+
+
+def _words(error: OSError, path: bytes) -> str:
+    where = os.fsencode(error.filename) if isinstance(error.filename, str | bytes) else path
+    return f"{printable(where)}: {reason(error)}"

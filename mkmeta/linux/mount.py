@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 from enum import IntFlag
 from types import TracebackType
@@ -37,17 +38,20 @@ _FSOPEN_CLOEXEC = 1
 _FSPICK_CLOEXEC = 1
 _FSMOUNT_CLOEXEC = 1
 _OPEN_TREE_CLONE = 1
+_AT_RECURSIVE = 0x8000
 _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 _FSCONFIG_CMD_RECONFIGURE = 7
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _MOVE_MOUNT_BENEATH = 0x200
 MS_REMOUNT: Final = 0x20
 _MS_REC = 0x4000
 _MS_PRIVATE = 0x40000
 MNT_DETACH: Final = 2  # sys/mount.h
+UMOUNT_NOFOLLOW: Final = 8
 _MESSAGE_SIZE = 1024  # more than any message a filesystem writes to its context
 
 
@@ -160,13 +164,26 @@ def move_mount(mount_fd: int, target: bytes, *, beneath: bool = False) -> None:
     )
 
 
-def open_tree_clone(path: bytes) -> int:
-    """open_tree(2) with OPEN_TREE_CLONE: a copy of the mount at `path`, which is nowhere yet."""
+def move_mount_to(mount_fd: int, directory_fd: int, path: bytes) -> None:
+    """move_mount(2): attaches a mount at what is open as `directory_fd`, even where that is covered by another."""
+    _call(
+        _SYS_MOVE_MOUNT,
+        ctypes.c_int(mount_fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(directory_fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH),
+        path=path,
+    )
+
+
+def open_tree_clone(path: bytes, *, recursive: bool = False) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE: a copy of the mount at `path`, nowhere yet; `recursive`: with all below it."""
     return _call(
         _SYS_OPEN_TREE,
         ctypes.c_int(_AT_FDCWD),
         ctypes.c_char_p(path),
-        ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC),
+        ctypes.c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)),
         path=path,
     )
 
@@ -180,7 +197,31 @@ def mount(source: bytes, target: bytes, fstype: bytes | None, flags: int, data: 
 def leave_mount_namespace() -> None:
     """Gives this process a mount namespace of its own: what it mounts from now on ends with it, and nobody sees it."""
     unshare(CLONE_NEWNS)
-    mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE)
+    try:
+        mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _make_private_outside()  # of a chroot to a plain directory: its root is no mount point
+
+
+def _make_private_outside() -> None:
+    """The same from the root of the namespace: a process whose working directory is outside its root can go there."""
+    root = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    here = os.open(b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fchdir(root)
+        os.chroot(b"/proc")
+        while not os.path.samestat(os.stat(b".."), os.stat(b".")):
+            os.chdir(b"..")
+        os.chroot(b".")
+        mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE)
+        os.fchdir(root)
+        os.chroot(b".")
+        os.fchdir(here)
+    finally:
+        os.close(root)
+        os.close(here)
 
 
 def umount2(target: bytes, flags: int = 0) -> None:

@@ -67,6 +67,39 @@ def stack_at(point: bytes, among: list[Mount]) -> list[Mount]:
     return stack
 
 
+def visible_at(path: bytes, among: list[Mount]) -> list[Mount]:
+    """The mounts on top of each other at a real, absolute path that lookups come to, bottom first; the last is seen.
+
+    None where nothing is mounted at that path, or where a mount on a directory above it hides what is. From the table
+    alone: no filesystem is asked, so none can hang.
+    """
+    return _walked(path, among)[0]
+
+
+def seen_at(path: bytes, among: list[Mount]) -> Mount | None:
+    """The mount that a lookup of a real, absolute path ends on; None for that of a root that is no mount point."""
+    return _walked(path, among)[1]
+
+
+def _walked(path: bytes, among: list[Mount]) -> tuple[list[Mount], Mount | None]:
+    """The mounts at the end of a path, and the one its last component is on, as path_resolution(7) finds them."""
+    known = {mount.id for mount in among}
+    at = {(mount.parent if mount.parent in known else None, mount.point): mount for mount in among}
+    at |= {(None, mount.point): mount for mount in among if mount.parent == mount.id}
+    here: Mount | None = None
+    stack: list[Mount] = []
+    walked: set[int] = set()
+    names = [name for name in path.split(b"/") if name]
+    for depth in range(len(names) + 1):
+        stack = []
+        point = b"/" + b"/".join(names[:depth])
+        while (above := at.get((here.id if here else None, point))) is not None and above.id not in walked:
+            walked.add(above.id)
+            stack.append(above)
+            here = above
+    return stack, here
+
+
 def mount_id(fd: int, process: int | str = "self") -> int:
     """The mount an open file is on: `mnt_id` of /proc/PID/fdinfo/FD. Raises OSError."""
     for line in Path(f"/proc/{process}/fdinfo/{fd}").read_bytes().split(b"\n"):

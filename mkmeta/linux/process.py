@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -14,6 +15,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong)
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_DESCRIPTORS: Final = 1 << 16  # more than anybody has open here
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -50,6 +52,11 @@ def fork_with_pipe(work: Callable[[int], None]) -> tuple[int, int]:
     The caller closes that and waits for the child. An error in `work` is a bug: the child prints its traceback.
     """
     reader, writer = os.pipe()
+    return fork_with(work, reader, writer), reader
+
+
+def fork_with(work: Callable[[int], None], ours: int, theirs: int) -> int:
+    """Forks a child that does `work` with its end of a connection, and then ends; closes that end here."""
     parent = os.getpid()
     with ending_signals_held():
         child = os.fork()
@@ -59,10 +66,37 @@ def fork_with_pipe(work: Callable[[int], None]) -> tuple[int, int]:
                     signal.signal(number, signal.SIG_DFL)
                 release_ending_signals()
                 die_with_parent(parent)
-                work(writer)
+                os.close(ours)
+                work(theirs)
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(0)
-    os.close(writer)
-    return child, reader
+    os.close(theirs)
+    return child
+
+
+def keep_only(*fds: int) -> None:
+    """In a child: closes what it was born with, but `fds`; input and outputs become /dev/null.
+
+    A child that waits for a dead server cannot always be killed: nobody shall wait for the end of a pipe it has.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in {0, 1, 2}.difference(fds):
+        os.dup2(null, number)
+    first = 3
+    for fd in sorted(fd for fd in fds if fd > 2):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, _DESCRIPTORS)
+
+
+def end_child(child: int, grace: float) -> None:
+    """Kills a child and waits for it; one that cannot die within `grace` seconds, as a server has it, is left to init.
+
+    A request that a FUSE server has read is waited for even then (fs/fuse/dev.c, request_wait_answer).
+    """
+    os.kill(child, signal.SIGKILL)
+    deadline = time.monotonic() + grace
+    while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.005)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from mkmeta.errors import printable
-from mkmeta.linux.mountinfo import Mount, stack_at
+from mkmeta.linux.mountinfo import Mount, visible_at
 from mkmeta.mounts.profile import INNER_SOURCE, SOURCE, Profile, Verity
+
+INNER_PLACE: Final = re.compile(rb"(?P<run>/.*|)/inner/[0-9a-f]{16}", re.DOTALL)  # RUN/inner/XXXXXXXXXXXXXXXX
 
 
 class Layers(NamedTuple):
@@ -50,21 +52,37 @@ class LiveMount:
 
 
 def live_mounts(among: Iterable[Mount]) -> list[LiveMount]:
-    """The mounts of layers in a mount table, in its order."""
+    """The mounts of layers in a mount table, in its order: whole ones, visible or not, those made by bind included."""
     table = list(among)
-    inner = {mount.point: mount for mount in table if mount.source.startswith(INNER_SOURCE)}
-    return [_live(mount, inner) for mount in table if mount.fstype == b"overlay" and mount.source.startswith(SOURCE)]
+    inner = {mount.point: mount for mount in table if is_inner(mount)}
+    return [_live(mount, inner) for mount in table if is_layer(mount)]
 
 
-def live_at(point: bytes, among: list[Mount]) -> list[LiveMount]:
-    """Those on top of each other at the top of one mount point, the visible one last; none under another's mount."""
+def live_at(
+    point: bytes, among: list[Mount], is_copy: Callable[[Mount], bool] = lambda _mount: False
+) -> list[LiveMount]:
+    """Those on top of each other at the top of what is visible at a path, the visible one last.
+
+    None where another mount is on top, or on a directory above. `is_copy` says of which mounts it is known that they
+    were made by bind from one elsewhere: these are somebody else's.
+    """
     live = {found.mount.id: found for found in live_mounts(among)}
     stack: list[LiveMount] = []
-    for mount in reversed(stack_at(point, among)):
-        if mount.id not in live:
+    for mount in reversed(visible_at(point, among)):
+        if mount.id not in live or is_copy(mount):
             break
         stack.insert(0, live[mount.id])
     return stack
+
+
+def is_layer(mount: Mount) -> bool:
+    """Whether a mount shows a whole layer to users. A bind mount of a directory in one has the same source and type."""
+    return mount.fstype == b"overlay" and mount.source.startswith(SOURCE) and mount.root == b"/"
+
+
+def is_inner(mount: Mount) -> bool:
+    """Whether a mount is the inner one of a nested layer."""
+    return mount.fstype == b"overlay" and mount.source.startswith(INNER_SOURCE) and mount.root == b"/"
 
 
 def layers_of(mount: Mount) -> Layers:
@@ -98,7 +116,7 @@ def _live(mount: Mount, inner: dict[bytes, Mount]) -> LiveMount:
         profile, layer, lower = Profile.UPPER, layers.upper, top
     elif layers.data:
         profile, layer, lower = Profile.DATA_ONLY, top, layers.data[0]
-    elif top in inner or b"/inner/" in top:
+    elif top in inner or INNER_PLACE.fullmatch(top):
         below = layers_of(inner[top]).lowers if top in inner else []
         profile, layer, lower = Profile.NESTED, below[0] if below else b"", lowest
     else:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mkmeta.errors import MountError
 from mkmeta.linux.mount import MS_REMOUNT, FilesystemContext, MountFlags, mount
-from mkmeta.linux.mountinfo import Mount
+from mkmeta.linux.mountinfo import Mount, mounts, visible_at
 from mkmeta.mounts.live import LiveMount
 from mkmeta.mounts.profile import Profile
 
@@ -18,7 +18,9 @@ class Refreshed(NamedTuple):
     """What a refresh did."""
 
     seconds: float
-    names: int  # fewer in the cache of the whole host afterwards; others' lookups count against it
+    names: (
+        int | None
+    )  # fewer in the cache of the whole host afterwards, others' lookups count against it; None: unknown
 
 
 def refresh(live: LiveMount) -> Refreshed:
@@ -37,11 +39,14 @@ def refresh(live: LiveMount) -> Refreshed:
     for one in (live.mount, live.inner):
         if one is not None:
             try:
+                if [mount.id for mount in visible_at(one.point, mounts())[-1:]] != [one.id]:
+                    raise MountError("something else was mounted over it", path=one.point, hint="unmount that first")
                 _drop(one)
             except OSError as error:
                 raise MountError(f"cannot be refreshed: {error.strerror}", path=one.point) from None
     seconds = time.monotonic() - started
-    return Refreshed(seconds, max(0, before - _cached_names()))
+    after = _cached_names()
+    return Refreshed(seconds, None if before is None or after is None else max(0, before - after))
 
 
 def _drop(one: Mount) -> None:
@@ -58,6 +63,12 @@ def _drop(one: Mount) -> None:
         mount(b"none", one.point, None, flags)
 
 
-def _cached_names() -> int:
-    """Dentries in the host's cache: the first field of fs.dentry-state (Documentation/admin-guide/sysctl/fs.rst)."""
-    return int(Path("/proc/sys/fs/dentry-state").read_text().split()[0])
+def _cached_names() -> int | None:
+    """Dentries in the host's cache: the first field of fs.dentry-state (Documentation/admin-guide/sysctl/fs.rst).
+
+    None where that cannot be read: some containers have no /proc/sys.
+    """
+    try:
+        return int(Path("/proc/sys/fs/dentry-state").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None

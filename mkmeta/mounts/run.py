@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from mkmeta.errors import MountError, reason
-from mkmeta.linux.mount import MNT_DETACH, umount2
-from mkmeta.linux.mountinfo import mounts, namespace_mounts, stack_at
-from mkmeta.mounts.live import layers_of
+from mkmeta.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
+from mkmeta.linux.mountinfo import Mount, mounts, namespace_mounts, visible_at
+from mkmeta.linux.replacing import replacing
+from mkmeta.mounts.live import INNER_PLACE, is_inner, layers_of
 
 _DEFAULT: Final = b"/run/mkmeta"
-_NAME_BYTES = 8
+_NAME_BYTES: Final = 8
+_INNER: Final = re.compile(rb"[0-9a-f]{%d}" % (2 * _NAME_BYTES))
+_PLACED_SIZE_MAX: Final = 65536  # bytes; one path, each byte at most six in JSON
+
+
+class Placed(NamedTuple):
+    """What was true when a layer was mounted, and its mount does not show."""
+
+    point: bytes  # where; a bind mount of it is elsewhere
+    device: (
+        int  # st_dev of the root of the volume below it: the kernel holds that filesystem, so no other gets the number
+    )
+    inode: int  # st_ino of the same
 
 
 @dataclass(frozen=True)
@@ -27,9 +42,7 @@ class RunDirectory:
     @classmethod
     def open(cls, path: bytes | None, runtime_dir: bytes | None) -> Self:
         """Makes it, as given or by default; `runtime_dir` is the user's own, for those who cannot write to /run."""
-        if path is None:
-            ours = os.access(_DEFAULT, os.W_OK) or (not os.path.exists(_DEFAULT) and os.access(b"/run", os.W_OK))
-            path = _DEFAULT if ours or runtime_dir is None else runtime_dir + b"/mkmeta"
+        path = cls.at(path, runtime_dir).path
         try:
             os.makedirs(path, 0o755, exist_ok=True)
             path = os.path.realpath(path)
@@ -40,10 +53,20 @@ class RunDirectory:
             ) from None
         return cls(path)
 
+    @classmethod
+    def at(cls, path: bytes | None, runtime_dir: bytes | None) -> Self:
+        """The same for those who only look: it need not exist."""
+        if path is None:
+            ours = os.access(_DEFAULT, os.W_OK) or (not os.path.exists(_DEFAULT) and os.access(b"/run", os.W_OK))
+            path = _DEFAULT if ours or runtime_dir is None else runtime_dir + b"/mkmeta"
+        return cls(os.path.abspath(path))
+
     @property
     def lock(self) -> bytes:
         """The file whose lock is held while mounts are changed."""
         return self.path + b"/lock"
+
+    # --- inner mounts ---
 
     def new_inner(self) -> bytes:
         """A new directory to mount at."""
@@ -62,20 +85,90 @@ class RunDirectory:
 
     def remove_inner(self, directory: bytes) -> None:
         """Detaches what is mounted at an inner directory and removes it. Raises OSError."""
-        for _ in stack_at(directory, mounts()):
-            umount2(directory, MNT_DETACH)
+        for _ in visible_at(directory, mounts()):
+            umount2(directory, MNT_DETACH | UMOUNT_NOFOLLOW)
         os.rmdir(directory)
 
-    def sweep(self) -> None:
+    def sweep(self) -> list[bytes]:
         """Removes inner mounts and directories that no overlay of any mount namespace has as a lower.
 
-        Under the lock: otherwise one that is about to be used would go.
+        Under the lock: otherwise one that is about to be used would go. What else lies there is left alone. Returns
+        those that cannot be removed.
         """
-        left = {b"%b/inner/%b" % (self.path, name) for name in os.listdir(self.path + b"/inner")}
-        if not left:
-            return
-        for _process, found in namespace_mounts():
-            for mount in found:
+        left = {b"%b/inner/%b" % (self.path, name) for name in self._names(b"inner") if _INNER.fullmatch(name)}
+        records = {name for name in self._names(b"mounts") if _device(name) is not None}
+        if not left and not records:
+            return []
+        for table in (mounts(), *(found for _process, found in namespace_mounts())):
+            for mount in table:
                 left.difference_update(layers_of(mount).lowers)
+                records.discard(_name(mount.device))
+        for name in records:
+            with contextlib.suppress(OSError):  # it is of no device, so it says nothing
+                os.unlink(self.path + b"/mounts/" + name)
+        stubborn = []
         for directory in left:
-            self.remove_inner(directory)
+            try:
+                self.remove_inner(directory)
+            except OSError:
+                stubborn.append(directory)
+        return stubborn
+
+    def _names(self, directory: bytes) -> list[bytes]:
+        with contextlib.suppress(FileNotFoundError):
+            return os.listdir(self.path + b"/" + directory)
+        return []
+
+    # --- what was true when a layer was mounted ---
+
+    def remember(self, device: int, placed: Placed) -> None:
+        """Writes down what is true of the layer whose overlay has this st_dev. Raises OSError."""
+        directory = self.path + b"/mounts"
+        os.makedirs(directory, 0o755, exist_ok=True)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            name = _name(device)
+            fields = {"point": os.fsdecode(placed.point), "volume": [placed.device, placed.inode]}
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(b"." + name, dir_fd=fd)
+            with replacing(name, b"." + name, dir_fd=fd) as stream:
+                stream.write(json.dumps(fields).encode())
+        finally:
+            os.close(fd)
+
+    def forget(self, device: int) -> None:
+        """Takes it back."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.path + b"/mounts/" + _name(device))
+
+    def placed(self, device: int) -> Placed | None:
+        """What was written down; None when nothing was, or it cannot be read: then nothing is known."""
+        try:
+            with open(self.path + b"/mounts/" + _name(device), "rb") as file:
+                fields = json.loads(file.read(_PLACED_SIZE_MAX))
+            point, (volume, inode) = fields["point"], fields["volume"]
+            if not (isinstance(point, str) and type(volume) is int and type(inode) is int):
+                return None
+            return Placed(os.fsencode(point), volume, inode)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+
+def run_directories(table: Iterable[Mount]) -> list[RunDirectory]:
+    """Those that the layers and inner mounts of a mount table belong to, as their places say."""
+    found = {}
+    for mount in table:
+        for place in (mount.point, *layers_of(mount).lowers) if is_inner(mount) else layers_of(mount).lowers:
+            match = INNER_PLACE.fullmatch(place)
+            if match and (is_inner(mount) or mount.source.startswith(b"mkmeta:")):
+                found[match["run"]] = RunDirectory(match["run"])
+    return list(found.values())
+
+
+def _name(device: int) -> bytes:
+    return b"%d:%d" % (os.major(device), os.minor(device))
+
+
+def _device(name: bytes) -> int | None:
+    match = re.fullmatch(rb"([0-9]{1,10}):([0-9]{1,10})", name)
+    return os.makedev(int(match[1]), int(match[2])) if match else None

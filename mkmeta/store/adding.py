@@ -88,6 +88,7 @@ def _about(reader: ManifestReader, options: BuildOptions) -> About:
         verity=plan.verity and DigestName.VERITY in reader.root.digests,
         entries=reader.root.directory.entries,
         built_ns=0,  # not yet
+        vouched=options.vouched,
     )
 
 
@@ -121,7 +122,8 @@ def _existing(store: Store, about: About, number: int | None) -> Generation | No
 
 def _is_as_built(generation: Generation, about: About) -> bool:
     with contextlib.suppress(StoreError):  # damaged: then it is worth another build
-        return not generation.written and generation.about().is_alike(about)
+        found = generation.about()
+        return not generation.written and found.is_alike(about) and (found.vouched or not about.vouched)
     return False
 
 

@@ -38,6 +38,7 @@ class About:
     verity: bool  # it has fs-verity digests
     entries: int  # in the tree, without the root
     built_ns: int  # since the epoch, in whole seconds: when it was complete
+    vouched: bool = False  # it was built with an ID that somebody on this host named: `build --expect-id`
 
     def is_alike(self, other: About) -> bool:
         """Whether the layers are the same."""
@@ -57,6 +58,7 @@ class About:
             "userxattr": self.userxattr,
             "verity": self.verity,
             "entries": self.entries,
+            "vouched": self.vouched,
             "built": utc_now(),
         }
         return encode(_KIND, fields)
@@ -151,6 +153,7 @@ class Generation:
             verity=record.flag("verity"),
             entries=record.integer("entries", low=0),
             built_ns=record.time("built")[1],
+            vouched="vouched" in record.fields and record.flag("vouched"),  # before there was such a key: no
         )
         if record.integer("number") != self.number or about.id.hex()[:SHORT_ID_DIGITS] != self.short_id:
             record.damaged("is about another generation")

@@ -21,7 +21,8 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from unittest.mock import patch
 
-from mkmeta.host.activation import Request, activate, deactivate
+from mkmeta.host.activation import Request, activate
+from mkmeta.host.deactivation import deactivate
 from mkmeta.linux.mount import move_mount, umount_fd
 from mkmeta.linux.mountinfo import mounts
 from mkmeta.mounts import switch

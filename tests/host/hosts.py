@@ -16,7 +16,7 @@ from mkmeta.linux.mount import MNT_DETACH, umount2
 from mkmeta.linux.mountinfo import Mount, mounts, stack_at
 from mkmeta.mounts.live import LiveMount, live_at
 
-_WITH_RUN_DIR = ("activate", "rollback", "deactivate", "refresh", "doctor")
+_WITH_RUN_DIR = ("activate", "rollback", "deactivate", "refresh", "doctor", "status")
 
 
 @dataclass(frozen=True)

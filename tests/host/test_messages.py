@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from mkmeta.linux import mount as calls
 from tests.cli.test_contract import documented
 from tests.host.hosts import Host
 
@@ -34,6 +37,11 @@ def test_messages_are_those_of_the_page(host: Host) -> None:
     with (host.point / "grp/paint/v1/lib/one").open():
         call("activate", store, point)
         call("status", point)
+    assert (inner := host.live().inner_path) is not None
+    calls.umount2(os.fsencode(point), calls.MNT_DETACH)
+    call("status", point)
+    assert os.path.isdir(inner)
+    call("activate", store, point, "--lower", lower)
     call("rollback", point)
     call("refresh", point)
     call("activate", store, point, "--generation", 2)

@@ -78,7 +78,7 @@ def test_the_layer_cannot_be_written_through(host: Host, profile: str) -> None:
 def test_flags_of_the_volumes_mount_are_repeated(host: Host, mount: Mount, profile: str, flags: str) -> None:
     subprocess.run(["mount", "--bind", host.volume, host.volume], check=True)
     subprocess.run(["mount", "-o", f"remount,bind,rw,{flags}", host.volume], check=True)
-    host.activate("--profile", profile)
+    host.activate("--profile", profile, "--allow-setid")
     live = host.live()
     every = [live.mount, *([live.inner] if live.inner else [])]
     for one in every:

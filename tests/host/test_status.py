@@ -18,7 +18,8 @@ pytestmark = pytest.mark.needs("root", "overlay")
 
 
 def _mount(host: Host, check: int = 0) -> dict[str, object]:
-    (message,) = host.call("status", host.point, "--json", check=check).messages
+    messages = host.call("status", host.point, "--json", check=check).messages
+    (message,) = [one for one in messages if one["message_type"] == "mount"]
     return message
 
 

@@ -1,0 +1,104 @@
+"""What a layer must be to be mounted: each check refuses what the kernel would take, and would then show wrong data."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from mkmeta.digest import ObjectId
+from mkmeta.errors import RefusedError, StoreError, printable
+from mkmeta.linux.asking import ask
+from mkmeta.linux.mountinfo import Mount, namespace_mounts
+from mkmeta.mounts.live import layers_of
+from mkmeta.mounts.overlay import closing
+from mkmeta.mounts.profile import Verity
+from mkmeta.mounts.verity_check import unverified_file
+from mkmeta.sinks.directory.sharing import is_shared
+from mkmeta.sinks.directory.staging import layer_id
+from mkmeta.store.generation import About
+from mkmeta.store.store import Generation
+
+_SECONDS: Final = 10.0  # for a name of a directory: `root` in a manifest may be on anybody's filesystem
+
+
+def check_layer(generation: Generation, about: About, lower: bytes, *, other_root: bool, verity: Verity) -> None:
+    """Raises RefusedError and StoreError; `lower` is the real path of a volume that answers."""
+    found = id_of(generation.layer)
+    if found is None:
+        raise RefusedError(
+            "the layer's attributes cannot be read here: its files would read as zeros",
+            path=generation.layer,
+            hint="trusted.* attributes take root outside of user namespaces; for these, build with --userxattr",
+        )
+    if found != about.id:
+        raise StoreError("the layer is not the one its generation names", path=generation.layer, hint="build it again")
+    expected = b"/".join(part for part in (lower.rstrip(b"/"), about.redirect_prefix) if part) or b"/"
+    if not other_root and not _is_same(about.root, expected):
+        raise RefusedError(
+            f"the layer was made from {printable(about.root)}, not from {printable(expected)}",
+            path=generation.path,
+            hint="if it is the same volume under another name, say so with --other-root",
+        )
+    if verity is Verity.REQUIRE and not about.verity:
+        raise RefusedError(
+            "--verity require: the layer has no fs-verity digests, every open would fail",
+            path=generation.layer,
+            hint="scan with verity digests and build without --no-verity, or leave --verity away",
+        )
+    if verity is not Verity.OFF:
+        plain = unverified_file(generation.layer, lower, userxattr=about.userxattr)
+        if plain is not None:
+            raise RefusedError(
+                f"--verity {verity}: this file has no fs-verity, every open of it would fail",
+                path=plain,
+                hint="NFS has none; enable it on the volume's files, or leave --verity away",
+            )
+
+
+def check_writable(generation: Generation) -> None:
+    """Raises RefusedError for a layer that must not be written into: others have it, or files of it."""
+    _check_unused(generation)
+    with closing(os.open(generation.layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+        if is_shared(fd):
+            raise RefusedError(
+                "files of this layer are shared with another one (build --base): writing here would change that too",
+                path=generation.layer,
+                hint="build it into a store of its own, without --base",
+            )
+
+
+def id_of(layer: bytes) -> ObjectId | None:
+    """The manifest ID a layer was built from; None where it cannot be read."""
+    try:
+        with closing(os.open(layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            return layer_id(fd)
+    except OSError:
+        return None
+
+
+def _is_same(root: bytes, expected: bytes) -> bool:
+    """Whether two names are those of one directory. One that nobody answers for is not."""
+    if root == expected:
+        return True
+    try:
+        return ask(lambda: os.path.realpath(root) == os.path.realpath(expected), _SECONDS)
+    except TimeoutError:
+        return False
+
+
+def _check_unused(generation: Generation) -> None:
+    """Raises RefusedError when a mount has the layer already: two writers, or a writer under readers, destroy it."""
+
+    def has_it(mount: Mount) -> bool:
+        layers = layers_of(mount)
+        return generation.layer in (*layers.lowers, *layers.data, layers.upper)
+
+    for process, table in namespace_mounts():
+        for mount in table:
+            if has_it(mount):
+                raise RefusedError(
+                    f"generation {generation.number} is mounted already, at {printable(mount.point)} "
+                    f"(as process {process} sees it): a layer can be written through one mount only",
+                    path=generation.layer,
+                    hint="deactivate that, or build another generation to write into",
+                )

@@ -1,0 +1,112 @@
+"""Taking a layer away, and what is left of it when somebody elsewhere still has it (formats/mounts.md section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from mkmeta.errors import LockedError, MkmetaError, MountError, printable, reason
+from mkmeta.host.activation import live_mount
+from mkmeta.linux.asking import ask
+from mkmeta.linux.mountinfo import mounts, namespace_mounts
+from mkmeta.mounts.live import LiveMount, is_inner, is_layer, layers_of
+from mkmeta.mounts.profile import INNER_SOURCE
+from mkmeta.mounts.run import RunDirectory, run_directories
+from mkmeta.mounts.switch import remove, submounts
+from mkmeta.mounts.users import command_of, held_on_overlays
+from mkmeta.store.lock import held
+
+Note = Callable[[str], None]
+
+_SECONDS: Final = 2.0  # for a look at what processes have open, some of it on dead filesystems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """An inner mount whose layer is mounted here no more. It keeps the volume busy."""
+
+    inner: bytes
+    short_id: str
+    users: tuple[tuple[int, str], ...]  # processes in mount namespaces that have the layer: number and command
+
+
+def deactivate(
+    point: bytes, run: RunDirectory, note: Note, *, detach: bool, wait: float = 60.0
+) -> tuple[LiveMount, Left | None]:
+    """Unmounts; returns what was there, and what has to stay. Asks the volume nothing: its server may be dead.
+
+    What is in use is detached only when that is asked for. Raises NotActiveError, MountError.
+    """
+    with held(run.lock, "deactivate", wait=wait, note=note):
+        run.sweep()
+        live = live_mount(point, run)
+        below = [printable(mount.point) for mount in submounts(live)]
+        if below and detach:
+            note(f"note: with it goes what is mounted below it, at {', '.join(below)}")
+        try:
+            remove(live, detach=detach)
+        except OSError as error:
+            if detach:
+                raise MountError(f"cannot be unmounted: {reason(error)}", path=live.point, hint=_MAY_NOT) from None
+            if below:
+                raise MountError(
+                    f"has mounts below it, at {', '.join(below)}", path=live.point, hint="unmount these first"
+                ) from None
+            who = users_of(live)
+            raise MountError(
+                f"is in use{': ' + who if who else ''} ({error.strerror})",
+                path=live.point,
+                hint="with --detach it goes now, and they keep what they have open",
+            ) from None
+        run.sweep()
+        return live, next((one for one in left_here() if one.inner == live.inner_path), None)
+
+
+_MAY_NOT: Final = "a mount that came with its namespace can be unmounted only where it was made"
+
+
+def left_here() -> list[Left]:
+    """The inner mounts of this mount namespace that no layer mounted here needs, and who elsewhere has the layer."""
+    table = mounts()
+    needed = {lower for mount in table if is_layer(mount) for lower in layers_of(mount).lowers}
+    alone = [mount for mount in table if is_inner(mount) and mount.point not in needed]
+    if not alone:
+        return []
+    others = list(namespace_mounts())
+    found = []
+    for mount in alone:
+        users = [
+            (process, command_of(process))
+            for process, theirs in others
+            if any(is_layer(one) and mount.point in layers_of(one).lowers for one in theirs)
+        ]
+        short_id = printable(mount.source.removeprefix(INNER_SOURCE))
+        found.append(Left(inner=mount.point, short_id=short_id, users=tuple(users)))
+    return found
+
+
+def sweep_all(note: Note) -> None:
+    """Removes inner mounts that nobody has any more, of every run directory in use here; not where a lock is held."""
+    for run in run_directories(mounts()):
+        try:
+            with held(run.lock, "gc", wait=0.0, note=note):
+                run.sweep()
+        except LockedError:
+            continue  # who holds it sweeps
+        except (MkmetaError, OSError) as error:  # somebody else's, perhaps
+            note(f"note: {printable(run.path)}: inner mounts that nobody needs stay: {error}")
+
+
+def users_of(live: LiveMount) -> str:
+    """The processes that have something of a mount open, for people; as far as that can be seen in a few seconds."""
+
+    def look() -> set[int]:
+        return {held.process for held, _ in held_on_overlays() if held.mount_id == live.mount.id}
+
+    try:
+        found = ask(look, _SECONDS)
+    except (TimeoutError, OSError):
+        return ""
+    names = [f"{command_of(process)} ({process})" for process in sorted(found)[:5]]
+    return ", ".join(names) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
