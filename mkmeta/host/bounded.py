@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from mkmeta.host.finding import Check, Finding, failure, findings_of
-from mkmeta.linux.process import end_child, fork_with_pipe, keep_only
+from mkmeta.linux.process import end_child, fork_with_pipe
 
 SECONDS: Final = 30.0  # for all checks of one call: hundreds of requests on a slow line take less
 _GRACE: Final = 0.5  # seconds to die in
@@ -69,7 +69,6 @@ def _messages(reader: int, deadline: float) -> Iterator[object]:
 
 def _run(checks: Sequence[Check], writer: int) -> None:
     """In the child: sends the identifier of each check, and what it finds; None at the end."""
-    keep_only(writer, 2)  # where the traceback of a bug goes
     for check in checks:
         _send(writer, check.id)
         for finding in findings_of(check):

@@ -7,7 +7,7 @@ from typing import Final
 
 from mkmeta.digest import ObjectId
 from mkmeta.errors import RefusedError, StoreError, printable
-from mkmeta.linux.asking import ask
+from mkmeta.linux.asking import NoAnswerError, ask
 from mkmeta.linux.mountinfo import Mount, namespace_mounts
 from mkmeta.mounts.live import layers_of
 from mkmeta.mounts.overlay import closing
@@ -82,7 +82,7 @@ def _is_same(root: bytes, expected: bytes) -> bool:
         return True
     try:
         return ask(lambda: os.path.realpath(root) == os.path.realpath(expected), _SECONDS)
-    except TimeoutError:
+    except NoAnswerError:
         return False
 
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from mkmeta.errors import LockedError, MkmetaError, MountError, printable, reason
 from mkmeta.host.activation import live_mount
-from mkmeta.linux.asking import ask
+from mkmeta.linux.asking import NoAnswerError, ask
 from mkmeta.linux.mountinfo import mounts, namespace_mounts
 from mkmeta.mounts.live import LiveMount, is_inner, is_layer, layers_of
 from mkmeta.mounts.profile import INNER_SOURCE
@@ -106,7 +106,7 @@ def users_of(live: LiveMount) -> str:
 
     try:
         found = ask(look, _SECONDS)
-    except (TimeoutError, OSError):
+    except (NoAnswerError, OSError):
         return ""
     names = [f"{command_of(process)} ({process})" for process in sorted(found)[:5]]
     return ", ".join(names) + (f" and {len(found) - 5} more" if len(found) > 5 else "")

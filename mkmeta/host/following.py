@@ -13,12 +13,13 @@ from typing import Any
 from mkmeta.build import BuildOptions
 from mkmeta.errors import MountError, RefusedError, StoreError, printable, reason
 from mkmeta.host.activation import Action, Activated, Note, Request, activate, store_of
-from mkmeta.linux.mountinfo import mounts
+from mkmeta.host.volume import is_outdated
 from mkmeta.manifest.output import atomic_output
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.mounts.live import LiveMount, live_at
+from mkmeta.mounts.live import LiveMount
 from mkmeta.mounts.refresh import Refreshed, refresh
 from mkmeta.mounts.run import RunDirectory
+from mkmeta.mounts.switch import layers_at
 from mkmeta.store.adding import add
 from mkmeta.store.lock import held
 from mkmeta.store.pointer import Pointer, read_pointer
@@ -62,16 +63,17 @@ def follow(
     """
     point = os.path.realpath(request.point)
     memory = _Memory(run, point)
-    stack = live_at(point, mounts())
-    live = stack[-1] if stack else None
+    live = next(reversed(layers_at(point, run)), None)
+    anew = False
     try:
+        anew = live is not None and is_outdated(live, run.placed(live.mount.device))
         identity = _identity(pointer_path)
-        if live is not None and memory.identity == identity and memory.id.startswith(live.short_id):
+        if live is not None and not anew and memory.identity == identity and memory.id.startswith(live.short_id):
             return Followed(step=Step.NOTHING)
         pointer = read_pointer(pointer_path)
     except (OSError, StoreError) as error:
         return _without(pointer_path, error, request, live, run, note)
-    if live is not None and pointer.id.hex().startswith(live.short_id):
+    if live is not None and not anew and pointer.id.hex().startswith(live.short_id):
         done = _refresh_once(live, pointer, memory, run, request, note)
     else:
         done = _switch(request, pointer_path, pointer, live, run, note, options=options, progress=progress)

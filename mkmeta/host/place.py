@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from mkmeta.errors import MountError, RefusedError, UsageError, printable, reason
-from mkmeta.linux.asking import ask
+from mkmeta.linux.asking import NoAnswerError, ask
 from mkmeta.linux.mountinfo import Mount, mounts, seen_at, visible_at
 from mkmeta.mounts.run import RunDirectory
 
@@ -40,7 +40,7 @@ def real_path(path: bytes) -> bytes:
     """A path without links. Raises MountError when a filesystem on the way does not answer."""
     try:
         return ask(lambda: os.path.realpath(path), SECONDS)
-    except TimeoutError:
+    except NoAnswerError:
         raise MountError(
             "does not answer: it is on a filesystem whose server is dead", path=path, hint="see `dmesg`"
         ) from None
@@ -70,7 +70,7 @@ def check_uncovered(point: bytes, note: Note, *, over: bool) -> None:
     """Says what a first mount hides; raises RefusedError for that unless `over`, UsageError where no directory is."""
     try:
         directory, names = ask(lambda: _names(point), SECONDS)
-    except TimeoutError:
+    except NoAnswerError:
         raise MountError("the mount point does not answer", path=point, hint="unmount what is mounted there") from None
     except OSError as error:
         raise MountError(f"cannot be looked at: {reason(error)}", path=point) from None

@@ -17,7 +17,7 @@ from mkmeta.digest import ObjectId
 from mkmeta.errors import MkmetaError, StoreError, printable, reason
 from mkmeta.host.activation import store_of
 from mkmeta.host.volume import Volume, answered, asking
-from mkmeta.linux.asking import Asked
+from mkmeta.linux.asking import Asked, NoAnswerError
 from mkmeta.linux.mount import MountFlags
 from mkmeta.linux.mountinfo import Mount, mounts, namespace_mounts, seen_at, visible_at
 from mkmeta.mounts.live import LiveMount, live_mounts
@@ -131,7 +131,7 @@ class _Look:
         self._place(table)
         try:
             found = self.layer.answer(self.deadline)
-        except TimeoutError:
+        except NoAnswerError:
             found = _InStore(problems=("the store does not answer",))
         except OSError as error:
             found = _InStore(problems=(_words(error, live.layer),))
@@ -140,7 +140,7 @@ class _Look:
         holders: list[Holder] = []
         try:
             holders = self.others.answer(self.deadline)
-        except TimeoutError:
+        except NoAnswerError:
             unseen.append("who still has an earlier generation: a process has something open that does not answer")
         except OSError as error:
             unseen.append(f"who still has an earlier generation: {reason(error)}")
@@ -180,7 +180,7 @@ class _Look:
         try:
             volume = answered(self.volume, live.lower, self.deadline)
             wrong = self.root.answer(self.deadline)
-        except TimeoutError:
+        except NoAnswerError:
             self.problems.append(f"{printable(live.point)}: does not answer: its volume is dead, or its store")
             return
         except MkmetaError as error:

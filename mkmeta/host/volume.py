@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from mkmeta.errors import MountError, RefusedError, UsageError, printable, reason
-from mkmeta.linux.asking import Asked
+from mkmeta.linux.asking import Asked, NoAnswerError
 from mkmeta.linux.filesystem import is_overlay
 from mkmeta.linux.mount import MountFlags
+from mkmeta.linux.mountinfo import mounts, seen_at
 from mkmeta.linux.names import list_names
 from mkmeta.linux.syscalls import open_beneath
+from mkmeta.mounts.live import LiveMount
 from mkmeta.mounts.overlay import closing
 from mkmeta.mounts.run import Placed
 from mkmeta.store.generation import About
@@ -27,6 +29,7 @@ from mkmeta.store.generation import About
 SECONDS: Final = 30.0  # a mount by autofs, or a server that is just starting, takes less
 _FILES: Final = 16  # of the layer, looked for on the volume
 _ATTEMPTS: Final = 256  # while none of them is there: most of what was recorded may have been deleted since
+REPEATED: Final = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC  # overlayfs does not take them over
 _DEAD: Final = "see whether its server is up and reachable, `dmesg`, and mount it again"
 _UNTOLD: Final = (errno.EACCES, errno.EPERM)  # root_squash: what is there is not for us to see
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
@@ -48,7 +51,7 @@ class Volume:
     path: bytes  # real
     device: int  # st_dev and st_ino of its root
     inode: int
-    flags: MountFlags  # nosuid, nodev, noexec of its mount: overlayfs does not take them over
+    flags: MountFlags  # of its mount, of those to be repeated
     overlay: bool
 
     def is_of(self, placed: Placed) -> bool:
@@ -66,7 +69,7 @@ def answered(asked: Asked[Volume], path: bytes, deadline: float) -> Volume:
     """What a volume answered to `asking`. Raises as `look`."""
     try:
         return asked.answer(deadline)
-    except TimeoutError:
+    except NoAnswerError:
         raise MountError("the volume does not answer", path=path, hint=_DEAD) from None
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
@@ -88,7 +91,7 @@ def check_is_the_one(volume: Volume, layer: bytes, about: About, note: Note, *, 
     with Asked(lambda: _compare(volume.path, layer, about)) as asked:
         try:
             compared = asked.answer(time.monotonic() + seconds)
-        except TimeoutError:
+        except NoAnswerError:
             raise MountError("the volume does not answer", path=volume.path, hint=_DEAD) from None
         except OSError as error:
             where = error.filename if isinstance(error.filename, bytes) else volume.path
@@ -105,6 +108,18 @@ def check_is_the_one(volume: Volume, layer: bytes, about: About, note: Note, *, 
             f"note: of {compared.looked_for} files looked for on the volume, {compared.alike} are as recorded; "
             f"{printable(compared.missing)} is not"
         )
+
+
+def is_outdated(live: LiveMount, placed: Placed | None) -> bool:
+    """Whether a layer has to be mounted anew though it is the right one: the volume was, or has other flags by now.
+
+    One stat(2) of the volume, which may wait. Raises OSError.
+    """
+    status = os.stat(live.lower + b"/.")
+    if placed is not None and (placed.device, placed.inode) != (status.st_dev, status.st_ino):
+        return True
+    mount = seen_at(live.lower, mounts())
+    return mount is not None and bool(MountFlags.of(mount.flags) & REPEATED & ~MountFlags.of(live.mount.flags))
 
 
 def _look(path: bytes) -> Volume:

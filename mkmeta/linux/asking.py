@@ -29,6 +29,10 @@ _GRACE: Final = 0.1  # seconds for a child that was given up to die in
 _PIECE: Final = 65536  # bytes read at once
 
 
+class NoAnswerError(Exception):
+    """What was asked did not answer in time. No TimeoutError: that is ETIMEDOUT, the answer of some servers."""
+
+
 @dataclass(frozen=True)
 class _Bug:
     """An error that was not foreseen."""
@@ -62,11 +66,11 @@ class Asked(Generic[Result]):
         end_child(self._child, _GRACE)
 
     def answer(self, deadline: float) -> Result:
-        """What `work` returned or raised: MkmetaError, OSError. TimeoutError at `deadline`, a monotonic time."""
+        """What `work` returned or raised: MkmetaError, OSError. NoAnswerError at `deadline`, a monotonic time."""
         data = b""
         while len(data) < _SIZE.size or len(data) < _SIZE.size + _SIZE.unpack_from(data)[0]:
             if not select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError
+                raise NoAnswerError
             piece, found, _flags, _address = socket.recv_fds(self._socket, _PIECE, _DESCRIPTORS)
             self.descriptors += found
             if not piece:
@@ -81,7 +85,7 @@ class Asked(Generic[Result]):
 
 
 def ask(work: Callable[[], Result], seconds: float) -> Result:
-    """What `work` returns or raises, from a child. Raises TimeoutError after `seconds`."""
+    """What `work` returns or raises, from a child. Raises NoAnswerError after `seconds`."""
     with Asked(work) as asked:
         return asked.answer(time.monotonic() + seconds)
 

@@ -76,19 +76,16 @@ def fork_with(work: Callable[[int], None], ours: int, theirs: int) -> int:
     return child
 
 
-def keep_only(*fds: int) -> None:
-    """In a child: closes what it was born with, but `fds`; input and outputs become /dev/null.
+def keep_only(fd: int) -> None:
+    """In a child: closes what it was born with, but `fd`; input and output become /dev/null.
 
     A child that waits for a dead server cannot always be killed: nobody shall wait for the end of a pipe it has.
     """
     null = os.open(os.devnull, os.O_RDWR)
-    for number in {0, 1, 2}.difference(fds):
+    for number in (0, 1, 2):
         os.dup2(null, number)
-    first = 3
-    for fd in sorted(fd for fd in fds if fd > 2):
-        os.closerange(first, fd)
-        first = fd + 1
-    os.closerange(first, _DESCRIPTORS)
+    os.closerange(3, fd)
+    os.closerange(fd + 1, _DESCRIPTORS)
 
 
 def end_child(child: int, grace: float) -> None:

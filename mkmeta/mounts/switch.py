@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mkmeta.errors import GapError, MountError, RefusedError, printable, reason
-from mkmeta.linux.asking import Asked
+from mkmeta.linux.asking import Asked, NoAnswerError
 from mkmeta.linux.mount import (
     MNT_DETACH,
     UMOUNT_NOFOLLOW,
@@ -58,7 +58,7 @@ def made(plan: MountPlan, run: RunDirectory, old: LiveMount | None = None) -> It
         with Asked(work, descriptors=lambda fds: fds) as asked:
             try:
                 asked.answer(time.monotonic() + SECONDS)
-            except TimeoutError:
+            except NoAnswerError:
                 raise MountError(
                     f"does not answer: no mount could be made within {SECONDS:g} s",
                     path=plan.lower,

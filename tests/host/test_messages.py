@@ -50,4 +50,4 @@ def test_messages_are_those_of_the_page(host: Host) -> None:
     call("deactivate", point)
     verbs = ("activate", "status", "rollback", "refresh", "gc", "deactivate")
     kinds = {pair for pair in documented() if pair[0] != "exit_error" and pair[1] in verbs}
-    assert seen == kinds | {("exit_error", "deactivate")}
+    assert seen == kinds | {("exit_error", "deactivate"), ("exit_error", "status")}
