@@ -56,16 +56,18 @@ def run(args: argparse.Namespace) -> int:
 def left_fields(left: Left) -> dict[str, object]:
     """For JSON: an inner mount that has to stay."""
     users = [{"process": process, "command": command} for process, command in left.users]
-    return {**path_fields(left.inner, "inner"), "short_id": left.short_id, "users": users}
+    copies = [path_fields(path) for path in left.copies]
+    return {**path_fields(left.inner, "inner"), "short_id": left.short_id, "users": users, "copies": copies}
 
 
 def left_text(left: Left) -> str:
     """The same for people."""
-    if not left.users:
+    if not left.users and not left.copies:
         return f"the inner mount {printable(left.inner)} is nobody's any more: `mkmeta gc` removes it"
-    names = ", ".join(f"{process} ({command})" for process, command in left.users[:5])
-    more = f" and {len(left.users) - 5} more" if len(left.users) > 5 else ""
+    where = [f"at {printable(path)}, by bind" for path in left.copies]
+    where += [f"in the mount namespace of process {process} ({command})" for process, command in left.users]
+    more = f" and {len(where) - 5} more" if len(where) > 5 else ""
     return (
-        f"layer {left.short_id} is still mounted in mount namespaces of its processes' own: {names}{more}; its volume "
-        f"stays busy, and the inner mount {printable(left.inner)} stays, until `mkmeta gc` after they end"
+        f"layer {left.short_id} is still mounted: {', '.join(where[:5])}{more}; its volume stays busy, and the inner "
+        f"mount {printable(left.inner)} stays, until `mkmeta gc` after that has ended"
     )

@@ -29,6 +29,7 @@ class Left:
     inner: bytes
     short_id: str
     users: tuple[tuple[int, str], ...]  # processes in mount namespaces that have the layer: number and command
+    copies: tuple[bytes, ...]  # where it is seen here, through mounts made by bind
 
 
 def deactivate(
@@ -67,22 +68,29 @@ _MAY_NOT: Final = "a mount that came with its namespace can be unmounted only wh
 
 
 def left_here() -> list[Left]:
-    """The inner mounts of this mount namespace that no layer mounted here needs, and who elsewhere has the layer."""
+    """The inner mounts of this mount namespace whose layer is mounted here no more, and who still has that."""
     table = mounts()
-    needed = {lower for mount in table if is_layer(mount) for lower in layers_of(mount).lowers}
-    alone = [mount for mount in table if is_inner(mount) and mount.point not in needed]
-    if not alone:
+    layers = [mount for mount in table if is_layer(mount)]
+    inner = {mount.point: mount for mount in table if is_inner(mount)}
+    copies = {point: [mount.point for mount in layers if point in layers_of(mount).lowers] for point in inner}
+    runs = run_directories(table)
+    for mount in layers:
+        known = next(filter(None, (run.placed(mount.device) for run in runs)), None)
+        if known is None or known.point == mount.point:
+            for point in layers_of(mount).lowers:
+                inner.pop(point, None)
+    if not inner:
         return []
     others = list(namespace_mounts())
     found = []
-    for mount in alone:
+    for mount in inner.values():
         users = [
             (process, command_of(process))
             for process, theirs in others
             if any(is_layer(one) and mount.point in layers_of(one).lowers for one in theirs)
         ]
         short_id = printable(mount.source.removeprefix(INNER_SOURCE))
-        found.append(Left(inner=mount.point, short_id=short_id, users=tuple(users)))
+        found.append(Left(inner=mount.point, short_id=short_id, users=tuple(users), copies=tuple(copies[mount.point])))
     return found
 
 

@@ -76,11 +76,14 @@ def statuses(points: list[bytes] | None, run: RunDirectory | None = None) -> lis
     places: dict[bytes, list[LiveMount]] = {}
     copies: dict[bytes, list[bytes]] = {}
     placed: dict[int, Placed | None] = {}
+    first: dict[int, bytes] = {}  # of each overlay: mount tables are in the order in which mounts were made
     for one in live_mounts(table):
+        original = first.setdefault(one.mount.device, one.point)
         known = next(filter(None, (directory.placed(one.mount.device) for directory in runs)), None)
         placed[one.mount.id] = known
-        if known is not None and known.point != one.point:
-            copies.setdefault(known.point, []).append(one.point)
+        at = known.point if known is not None else original
+        if at != one.point:
+            copies.setdefault(at, []).append(one.point)
         elif points is None or one.point in points:
             places.setdefault(one.point, []).append(one)
     deadline = time.monotonic() + SECONDS

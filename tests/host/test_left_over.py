@@ -42,7 +42,7 @@ def test_who_has_it_is_said(host: Host, container: subprocess.Popen[bytes]) -> N
     inner = os.fsdecode(host.live().inner_path or b"")
     users = [{"process": container.pid, "command": "sleep"}]
     (summary,) = host.call("deactivate", host.point, "--json").messages
-    assert summary["left"] == {"inner": inner, "short_id": summary["short_id"], "users": users}
+    assert summary["left"] == {"inner": inner, "short_id": summary["short_id"], "users": users, "copies": []}
     assert [(one["inner"], one["users"]) for one in _left(host)] == [(inner, users)]
     assert f"{container.pid} (sleep)" in host.call("status", host.point, check=20).err
     _ended(container)
@@ -52,7 +52,7 @@ def test_who_has_it_is_said(host: Host, container: subprocess.Popen[bytes]) -> N
 
 @pytest.mark.parametrize("verb", ["gc", "activate", "deactivate"])
 def test_when_it_is_free_something_removes_it(host: Host, container: subprocess.Popen[bytes], verb: str) -> None:
-    assert "still mounted in mount namespaces" in host.call("deactivate", host.point).err
+    assert "is still mounted: in the mount namespace" in host.call("deactivate", host.point).err
     calls_of = {
         "gc": (("gc", host.store), 0),
         "activate": (("activate", host.store, host.point, "--lower", host.volume), 0),
@@ -86,5 +86,18 @@ def test_gc_stands_in_nobodys_way(host: Host) -> None:
     host.call("gc", host.store)
     assert len(_left(host)) == 1
     os.close(lock)
+    host.call("gc", host.store)
+    assert _left(host) == []
+
+
+def test_a_bind_mount_here_is_said_too(host: Host) -> None:
+    container = host.top / "container"
+    container.mkdir()
+    host.activate()
+    subprocess.run(["mount", "--bind", host.point, container], check=True)
+    assert f"is still mounted: at {container}, by bind" in host.call("deactivate", host.point).err
+    assert [one["copies"] for one in _left(host)] == [[{"path": str(container)}]]
+    assert (container / "grp/paint/v1/lib/one").read_text() == "first\n"
+    subprocess.run(["umount", container], check=True)
     host.call("gc", host.store)
     assert _left(host) == []
