@@ -64,7 +64,7 @@ def build_dump(
         tree.read(text, progress)
         chosen = int(tree.whiteouts) if version is None else version
         with Assembly(composefs=chosen) as assembly:
-            collector = Collector(0, assembly.part())
+            collector = Collector(0, assembly.part(), forked=False)
             root = tree.collect(collector, chosen)
             digest, size = assembly.write(root, destination.output())
     return DumpImage(
@@ -172,7 +172,7 @@ class _Tree:
                 row = _row(entry, xattrs, collector, b"")
             else:
                 row = _planned(entry, collector, entry.path if entry.path in targets else b"", line)
-            yield name, TYPES[row[0] & TYPE_MASK], row
+            yield name, TYPES[row[0][0] & TYPE_MASK], row
 
     def _records(self) -> Iterator[_Record]:
         """Key, number of the line and what it says, in node order. Raises FormatError for a path that comes twice."""
@@ -337,10 +337,11 @@ def _row(entry: DumpEntry, xattrs: Xattrs, collector: Collector, key: bytes) -> 
     bits, xattr_bytes, entries = xattr_entries(sorted(xattrs.items()))
     chunk_format, chunks, blocks, tail = layout_of(mode, size, content=content is not None)
     target = entry.payload or b"" if mode & TYPE_MASK == SYMLINK else b""
-    return (
-        mode, entry.nlink, entry.uid, entry.gid, entry.seconds, entry.nanoseconds, size, entry.device or chunk_format,
-        chunks, blocks, tail, target, at, bits, xattr_bytes, entries, key,
+    head = (
+        mode, entry.nlink, entry.uid, entry.gid, entry.seconds, entry.nanoseconds, size, chunks, blocks, tail,
+        xattr_bytes,
     )  # fmt: skip
+    return head, (entry.device or chunk_format, target, at, bits, entries, key)
 
 
 def _escaped(xattrs: Xattrs) -> Xattrs:

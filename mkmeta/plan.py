@@ -66,25 +66,20 @@ class Plan:
         base = b"/" + target + b"/" if target else b"/"
         metacopy_name, redirect_name = self.names.metacopy, self.names.redirect
         for name, inode in entries:
-            match inode:
-                case RegularFile(size=0):
-                    yield PlannedNode(name, inode, inode.xattrs)
-                case RegularFile():
-                    redirect = base + name
-                    if len(redirect) > REDIRECT_MAX:
-                        raise BuildError(
-                            f"its redirect has {len(redirect)} bytes, the kernel follows {REDIRECT_MAX}",
-                            path=path + b"/" + name,
-                            hint="leave this subtree out of the scan, or use a shorter --redirect-prefix",
-                        )
-                    metacopy = encode_metacopy(inode.verity if self.verity else None)
-                    yield PlannedNode(
-                        name, inode, (*inode.xattrs, (metacopy_name, metacopy), (redirect_name, redirect))
+            if type(inode) is RegularFile and inode.size:
+                redirect = base + name
+                if len(redirect) > REDIRECT_MAX:
+                    raise BuildError(
+                        f"its redirect has {len(redirect)} bytes, the kernel follows {REDIRECT_MAX}",
+                        path=path + b"/" + name,
+                        hint="leave this subtree out of the scan, or use a shorter --redirect-prefix",
                     )
-                case Directory():
-                    yield self.directory(name, inode)
-                case _:
-                    yield PlannedNode(name, inode, inode.xattrs)
+                metacopy = encode_metacopy(inode.verity if self.verity else None)
+                yield PlannedNode(name, inode, (*inode.xattrs, (metacopy_name, metacopy), (redirect_name, redirect)))
+            elif type(inode) is Directory:
+                yield self.directory(name, inode)
+            else:
+                yield PlannedNode(name, inode, inode.xattrs)
 
     @cached_property
     def _opaque(self) -> Xattrs:

@@ -10,6 +10,7 @@ A mode that begins with "@" makes a hard link: then path, mode and payload are a
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from mkmeta.codec.erofs import SIZE_MAX, TYPES
@@ -74,7 +75,7 @@ def decode_line(line: bytes) -> DumpEntry | DumpLink:
     path = _path(_text(fields[0]))
     mode_text = fields[2]
     is_link = mode_text.startswith(b"@")
-    mode = _number(mode_text[1:] if is_link else mode_text, "mode", 8) & 0xFFFF
+    mode = _often(mode_text[1:] if is_link else mode_text, "mode", 8) & 0xFFFF
     kind = mode & _TYPE_MASK
     if kind not in TYPES:
         raise ValueError(f"mode '{printable(mode_text)}' has no file type")
@@ -109,13 +110,13 @@ def decode_line(line: bytes) -> DumpEntry | DumpLink:
             raise ValueError("a payload that begins with a slash")
         digest = _digest(digest_text)
     seconds, nanoseconds = _time(fields[7])
-    device = _number(fields[6], "rdev") & _U32  # mkcomposefs: 0 for what is no number, unless the uid is 0; so the gid
+    device = _often(fields[6], "rdev") & _U32  # mkcomposefs: 0 for what is no number, unless the uid is 0; so the gid
     return DumpEntry(
         path,
         mode,
-        _number(fields[3], "nlink") & _U32,
-        _number(fields[4], "uid") & _U32,
-        _number(fields[5], "gid") & _U32,
+        _often(fields[3], "nlink") & _U32,
+        _often(fields[4], "uid") & _U32,
+        _often(fields[5], "gid") & _U32,
         device if kind in _DEVICES else 0,
         seconds,
         nanoseconds,
@@ -141,12 +142,15 @@ def _number(text: bytes, what: str, base: int = 10) -> int:
     return -value & _U64 if match[1] == b"-" else value
 
 
+_often = lru_cache(maxsize=1024)(_number)  # of fields that say the same on most lines
+
+
 def _time(text: bytes) -> tuple[int, int]:
     seconds, dot, nanoseconds = text.partition(b".")
     if not dot:
         raise ValueError(f"mtime '{printable(text)}' has no dot")
     whole = _number(seconds, "mtime")
-    return whole - 2**64 if whole >> 63 else whole, _number(nanoseconds, "mtime") & _U32
+    return whole - 2**64 if whole >> 63 else whole, _often(nanoseconds, "mtime") & _U32
 
 
 def _digest(text: bytes) -> bytes | None:
@@ -182,14 +186,17 @@ def _xattrs(text: bytes) -> Xattrs:
 def _path(text: bytes) -> bytes:
     if text == b"/":
         return b""
-    parts = [part for part in text.split(b"/") if part]
-    if not parts or text.endswith(b"/"):
+    path = text.lstrip(b"/")
+    if b"//" in path:
+        path = b"/".join(part for part in path.split(b"/") if part)
+    name = path.rpartition(b"/")[2]
+    if not name or text.endswith(b"/"):
         raise ValueError("an empty path, or one that ends with a slash")
-    if parts[-1] in (b".", b".."):
+    if name in (b".", b".."):
         raise ValueError("a path that ends with a dot or two")
-    if len(parts[-1]) > NAME_MAX:
-        raise ValueError(f"a name of {len(parts[-1])} bytes, more than {NAME_MAX}")
-    return b"/".join(parts)
+    if len(name) > NAME_MAX:
+        raise ValueError(f"a name of {len(name)} bytes, more than {NAME_MAX}")
+    return path
 
 
 def _text(field: bytes) -> bytes:

@@ -49,7 +49,6 @@ _PREFIXES: Final = (  # in the order in which mkcomposefs looks; the two of ACLs
     (b"trusted.", 4),
     (b"security.", 6),
 )
-_PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")  # up to a multiple of 4, by the length modulo 4
 
 TYPES: Final = {
     stat.S_IFREG: 1,
@@ -83,13 +82,9 @@ def xattr_name(name: bytes) -> XattrName:
 def encode_xattr(name: XattrName, value: bytes) -> bytes:
     """An entry, inline or shared, with what fills it up."""
     head, rest, _ = name
-    return b"%b%b%b%b%b" % (
-        head,
-        len(value).to_bytes(2, "little"),
-        rest,
-        value,
-        _PADDING[(len(rest) + len(value)) & 3],
-    )
+    entry = head + len(value).to_bytes(2, "little") + rest + value
+    missing = -len(entry) & 3
+    return entry + bytes(missing) if missing else entry
 
 
 def decode_xattr(entry: bytes) -> tuple[bytes, bytes]:

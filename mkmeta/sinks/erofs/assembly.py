@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Final, Self
 
 from mkmeta.codec.erofs import encode_composefs_header
 from mkmeta.digest import VerityDigest
@@ -13,19 +12,21 @@ from mkmeta.errors import BuildError
 from mkmeta.manifest.sorter import temporary_space_error
 from mkmeta.sinks.erofs.collecting import Collection, Part
 from mkmeta.sinks.erofs.image import Image, image_digest
-from mkmeta.sinks.erofs.nodes import Row, has_acl
-from mkmeta.sinks.erofs.placing import Places, Placing
+from mkmeta.sinks.erofs.nodes import Body, Row, has_acl
+from mkmeta.sinks.erofs.placing import Places, Tree
 from mkmeta.sinks.erofs.sharing import SharedXattrs, find_shared
 from mkmeta.sinks.erofs.spool import Spool
 
-_INODES_MAX = 2**32 - 1
+_INODES_MAX: Final = 2**32 - 1
+_ENOUGH: Final = 20_000  # nodes that several processes write faster than one
 
 
 class Assembly:
     """The nodes of an image, and then the image. A context manager."""
 
-    def __init__(self, *, composefs: int | None = None) -> None:
-        """`composefs`: the version of a composefs image; None: it is none."""
+    def __init__(self, *, jobs: int = 1, composefs: int | None = None) -> None:
+        """`jobs`: worker processes. `composefs`: the version of a composefs image; None: it is none."""
+        self._jobs = jobs
         self.composefs = composefs
         self._collection = Collection()
 
@@ -49,34 +50,26 @@ class Assembly:
         """
         collection = self._collection
         collection.complete()
-        oldest = min(root[4:6], min((record.seconds, record.nanoseconds) for record in collection.directories()))
-        if sum(record.nodes for record in collection.directories()) > _INODES_MAX:
+        head, body = root
+        oldest = min(head[4:6], min((record.seconds, record.nanoseconds) for record in collection.directories()))
+        nodes = 1 + sum(record.nodes for record in collection.directories())
+        if nodes > _INODES_MAX:
             raise BuildError("an image has room for 2^32 inodes")
-        shared = self._shared(root)
-        placing = Placing(root, collection, shared, oldest, exact=self.composefs is not None)
-        places = Places(placing, collection)
-        image = Image(collection, placing, places, shared)
+        exact = self.composefs is not None
+        tree = Tree(root, collection, self._shared(body), oldest, exact)
+        image = Image(tree, Places(tree, self._jobs if nodes > _ENOUGH else 1))
         header = b""
         if self.composefs is not None:
-            header = encode_composefs_header(self.composefs, acls=any(map(has_acl, self._rows(root))))
+            acls = has_acl(body) or any(has_acl(body) for bodies in collection.all_bodies() for body in bodies)
+            header = encode_composefs_header(self.composefs, acls=acls)
         with output as stream:
-            image.write(stream.fileno(), header, oldest)
+            image.write(stream.fileno(), header)
             return image_digest(stream.fileno(), image.size), image.size
 
-    def _rows(self, root: Row) -> Iterator[Row]:
-        yield root
-        for rows in self._collection.all_rows():
-            yield from rows
-
-    def _shared(self, root: Row) -> SharedXattrs:
+    def _shared(self, root: Body) -> SharedXattrs:
         try:
             area, spool = Spool(), Spool()
         except OSError as error:
             raise temporary_space_error(error) from None
         self._collection.spools += area, spool
-
-        def hashes() -> Iterator[Sequence[int]]:
-            yield list(map(hash, root[15]))
-            yield from self._collection.hashes()
-
-        return find_shared(hashes(), (row[15] for row in self._rows(root)), area, spool)
+        return find_shared(self._collection, root, area, spool)

@@ -1,7 +1,7 @@
 """The nodes of an image in temporary files: written by several processes, a directory at a time, read in node order.
 
-A process appends to files of its own: names, which are read when a directory's data is written; rows, when the nodes in
-it are; contents; hashes of xattrs; and one record for each directory, which says where the rest is.
+A process appends to files of its own: names, which are read when a directory's data is written; heads and bodies of the
+nodes in it; contents; hashes of xattrs; and one record for each directory, which says where the rest is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, Self
 from mkmeta.codec.erofs import BLOCK, DIRECTORY_TYPE, DIRENT, DOTS
 from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
 from mkmeta.model import tree_order
-from mkmeta.sinks.erofs.nodes import Row, last_block
+from mkmeta.sinks.erofs.nodes import Body, Head, Row, last_block
 from mkmeta.sinks.erofs.spool import BUFFER_BYTES, Spool
 
 # Flags of a type in the names of a directory: whose nid the entry has
@@ -27,7 +27,7 @@ _DOT_TYPES: Final = (DIRECTORY_TYPE | SELF, DIRECTORY_TYPE | PARENT)
 _CHUNK_NAMES: Final = 1000  # entries of a directory held at once
 _CHUNK_BYTES: Final = 256 << 10  # of their xattrs, about
 _MARSHAL: Final = 2  # the last version that does not look for equal objects, which costs more than it saves
-_RECORD = struct.Struct("<BQQQQQIIIHqI")
+_RECORD = struct.Struct("<BQQQQQQIIQIIIIHqI")
 _DEPTH_BYTES: Final = 2
 _NO_TIME: Final = (2**63 - 1, 2**32 - 1)
 
@@ -38,11 +38,16 @@ class DirectoryRecord(NamedTuple):
     part: int  # whose files
     names_at: int
     names_size: int
-    rows_at: int
-    rows_size: int
+    heads_at: int
+    heads_size: int
+    bodies_at: int
+    bodies_size: int
+    chunk: int  # number of its first chunk of nodes, in its part
+    chunks: int
     nodes: int  # in it, further names of inodes left out
     directories: int  # among them
     links: int  # further names of inodes
+    keys: int  # nodes that have further names
     blocks: int  # of its data
     tail: int  # bytes of its data
     seconds: int  # smallest mtime of a node in it
@@ -63,28 +68,42 @@ class Part:
     def __init__(self) -> None:
         """Raises MkmetaError when there is no room for temporary files."""
         try:
-            self.spools = [Spool() for _ in range(5)]
+            self.spools = [Spool() for _ in range(6)]
         except OSError as error:
             raise temporary_space_error(error) from None
-        self.names, self.rows, self.contents, self.hashes, self.records = self.spools
+        self.names, self.heads, self.bodies, self.contents, self.hashes, self.records = self.spools
+
+    def flush(self) -> None:
+        """Writes what this process still holds. Raises MkmetaError."""
+        try:
+            for spool in self.spools:
+                spool.flush()
+        except OSError as error:
+            raise temporary_space_error(error) from None
 
 
 class Collector:
     """Takes the nodes of one directory after the other, in one process."""
 
-    def __init__(self, number: int, part: Part) -> None:
+    def __init__(self, number: int, part: Part, *, forked: bool) -> None:
+        """`number`: of the part. `forked`: another process is to read what this one has collected, whenever it ends."""
         self._number = number
+        self._forked = forked
         self._part = part
         self._names: list[bytes] = []
         self._types = bytearray()
         self._keys: list[bytes] = []
-        self._rows: list[Row] = []
+        self._heads: list[Head] = []
+        self._bodies: list[Body] = []
         self._held = 0
+        self._chunks = 0
         self._reset()
 
     def _reset(self) -> None:
-        self._names_at, self._rows_at = self._part.names.size, self._part.rows.size
-        self._nodes = self._directories = self._links = 0
+        part = self._part
+        self._names_at, self._heads_at, self._bodies_at = part.names.size, part.heads.size, part.bodies.size
+        self._first_chunk = self._chunks
+        self._nodes = self._directories = self._links = self._primaries = 0
         self._blocks = self._used = 0
         self._time = _NO_TIME
         self._dots = list(zip(DOTS, _DOT_TYPES, strict=True))
@@ -100,8 +119,12 @@ class Collector:
         """A node in the directory, after those of smaller names; `kind` is the type that its entry says."""
         self._names.append(name)
         self._types.append(kind)
-        self._rows.append(row)
-        self._held += row[14]
+        head, body = row
+        self._heads.append(head)
+        self._bodies.append(body)
+        self._held += head[10]
+        if body[5]:
+            self._primaries += 1
         if len(self._names) >= _CHUNK_NAMES or self._held >= _CHUNK_BYTES:
             self._flush()
 
@@ -123,11 +146,16 @@ class Collector:
             part=self._number,
             names_at=self._names_at,
             names_size=part.names.size - self._names_at,
-            rows_at=self._rows_at,
-            rows_size=part.rows.size - self._rows_at,
+            heads_at=self._heads_at,
+            heads_size=part.heads.size - self._heads_at,
+            bodies_at=self._bodies_at,
+            bodies_size=part.bodies.size - self._bodies_at,
+            chunk=self._first_chunk,
+            chunks=self._chunks - self._first_chunk,
             nodes=self._nodes,
             directories=self._directories,
             links=self._links,
+            keys=self._primaries,
             blocks=self._blocks + more,
             tail=tail,
             seconds=self._time[0],
@@ -135,36 +163,39 @@ class Collector:
         )
         try:
             part.records.append_piece(node_order(path) + b"\0" + _RECORD.pack(*record))
-            for spool in part.spools:
-                spool.flush()
         except OSError as error:
             raise temporary_space_error(error) from None
+        if self._forked:
+            part.flush()
         self._reset()
 
     def _flush(self, *, last: bool = False) -> None:
-        names, types, rows = self._names, self._types, self._rows
+        names, types, heads, part = self._names, self._types, self._heads, self._part
         while self._dots and (last or (names and names[-1] > self._dots[0][0])):
             name, kind = self._dots.pop(0)
             place = bisect_left(names, name)
             names.insert(place, name)
             types.insert(place, kind)
         self._pack(names)
-        self._nodes += len(rows)
+        self._nodes += len(heads)
         self._directories += types.count(DIRECTORY_TYPE)
         self._links += len(self._keys)
         try:
             if names:
-                self._part.names.append_piece(marshal.dumps((names, bytes(types), self._keys), _MARSHAL))
-            if rows:
-                self._time = min(self._time, min([row[4:6] for row in rows]))
+                part.names.append_piece(marshal.dumps((names, bytes(types), self._keys), _MARSHAL))
+            if heads:
+                self._chunks += 1
+                self._time = min(self._time, min([head[4:6] for head in heads]))
                 hashes = array("q")
-                for row in rows:
-                    hashes.extend(map(hash, row[15]))
-                self._part.hashes.append(hashes.tobytes())
-                self._part.rows.append_piece(marshal.dumps(rows, _MARSHAL))
+                for body in self._bodies:
+                    hashes.extend(map(hash, body[4]))
+                part.hashes.append_piece(hashes.tobytes())
+                part.heads.append_piece(marshal.dumps(heads, _MARSHAL))
+                part.bodies.append_piece(marshal.dumps(self._bodies, _MARSHAL))
         except OSError as error:
             raise temporary_space_error(error) from None
-        self._names, self._types, self._keys, self._rows, self._held = [], bytearray(), [], [], 0
+        self._names, self._types, self._keys = [], bytearray(), []
+        self._heads, self._bodies, self._held = [], [], 0
 
     def _pack(self, names: list[bytes]) -> None:
         """Distributes entries to the directory's blocks."""
@@ -209,6 +240,7 @@ class Collection:
         """Puts the directories into their order; nothing is collected any more. Raises MkmetaError."""
         with ExternalSorter() as records:
             for part in self.parts:
+                part.flush()
                 for record in part.records.pieces():
                     records.add(record)
             try:
@@ -220,23 +252,22 @@ class Collection:
             except OSError as error:
                 raise temporary_space_error(error) from None
 
-    def directories(self) -> Iterator[DirectoryRecord]:
-        """All directories, in node order."""
-        at, size = 0, BUFFER_BYTES // _RECORD.size * _RECORD.size
+    def directories(self, start: int = 0) -> Iterator[DirectoryRecord]:
+        """All directories, in node order, from one on."""
+        at, size = start * _RECORD.size, BUFFER_BYTES // _RECORD.size * _RECORD.size
         while data := self._order.read(at, size):
             at += len(data)
             yield from map(DirectoryRecord._make, _RECORD.iter_unpack(data))
 
-    def rows(self, directory: DirectoryRecord) -> Iterator[list[Row]]:
-        """The nodes in a directory."""
-        for data in self.parts[directory.part].rows.pieces(directory.rows_at, directory.rows_size):
+    def heads(self, directory: DirectoryRecord) -> Iterator[list[Head]]:
+        """Of the nodes in a directory."""
+        for data in self.parts[directory.part].heads.pieces(directory.heads_at, directory.heads_size):
             yield marshal.loads(data)
 
-    def all_rows(self) -> Iterator[list[Row]]:
-        """All nodes, in any order."""
-        for part in self.parts:
-            for data in part.rows.pieces():
-                yield marshal.loads(data)
+    def bodies(self, directory: DirectoryRecord) -> Iterator[list[Body]]:
+        """Of the same nodes, in the same pieces."""
+        for data in self.parts[directory.part].bodies.pieces(directory.bodies_at, directory.bodies_size):
+            yield marshal.loads(data)
 
     def names(self, directory: DirectoryRecord) -> Iterator[Names]:
         """What is in a directory."""
@@ -248,12 +279,22 @@ class Collection:
         return self.parts[part].contents.read(at, size)
 
     def hashes(self) -> Iterator[Sequence[int]]:
-        """Hashes of the xattrs of all nodes, in pieces."""
+        """Hashes of the xattrs of all nodes, a chunk at a time."""
         for part in self.parts:
-            at = 0
-            while data := part.hashes.read(at, BUFFER_BYTES):
-                at += len(data)
+            for data in part.hashes.pieces():
                 yield array("q", data)
+
+    def all_bodies(self) -> Iterator[list[Body]]:
+        """Of all nodes, in any order."""
+        for part in self.parts:
+            for data in part.bodies.pieces():
+                yield marshal.loads(data)
+
+    def marked_bodies(self, part: Part, marks: bytearray, mask: int) -> Iterator[list[Body] | None]:
+        """Bodies of each chunk that has xattrs with hashes that are marked; None for the other chunks."""
+        for data, bodies in zip(part.hashes.pieces(), part.bodies.pieces(), strict=True):
+            is_marked = 1 in bytes([marks[number & mask] for number in array("q", data)])
+            yield marshal.loads(bodies) if is_marked else None
 
 
 def node_order(path: bytes) -> bytes:

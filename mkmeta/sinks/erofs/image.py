@@ -6,7 +6,10 @@ Nodes have been placed before (formats/erofs.md sections 1 to 6); nothing is dec
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
+from multiprocessing.connection import Connection
 from typing import Final
 
 from mkmeta.codec.erofs import (
@@ -19,19 +22,20 @@ from mkmeta.codec.erofs import (
     FLAT_INLINE,
     FLAT_PLAIN,
     HOLE,
-    INODES_OFFSET,
+    SLOT,
     SUPERBLOCK_OFFSET,
+    XATTR_HEADER,
     encode_entries,
     encode_superblock,
     encode_xattrs,
     inode_format,
 )
 from mkmeta.digest import VerityDigest, VerityHasher
-from mkmeta.errors import BuildError
-from mkmeta.sinks.erofs.collecting import LINK, PARENT, SELF, Collection, DirectoryRecord, Names
-from mkmeta.sinks.erofs.nodes import REGULAR, SYMLINK, TYPE_MASK
-from mkmeta.sinks.erofs.placing import Placed, Places, Placing
-from mkmeta.sinks.erofs.sharing import SharedXattrs
+from mkmeta.errors import BuildError, MkmetaError
+from mkmeta.sinks.erofs.collecting import LINK, PARENT, SELF, DirectoryRecord, Names
+from mkmeta.sinks.erofs.nodes import DIRECTORY, REGULAR, SYMLINK, TYPE_MASK, Body, Head
+from mkmeta.sinks.erofs.placing import Milestone, Places, Tree, is_extended, settle
+from mkmeta.workers import WorkerPool, messages
 
 _PIECE: Final = 1 << 20  # bytes written, or read, at once; a multiple of the block
 _BLOCKS_MAX: Final = 2**32
@@ -43,108 +47,159 @@ _PLAIN_TYPES: Final = bytes(number & 0x1F for number in range(256))  # without f
 class Image:
     """An image whose nodes have their places."""
 
-    def __init__(self, collection: Collection, placing: Placing, places: Places, shared: SharedXattrs) -> None:
+    def __init__(self, tree: Tree, places: Places) -> None:
         """Raises BuildError when it has too many blocks."""
-        self._collection = collection
-        self._placing = placing
+        self._tree = tree
         self._places = places
-        self._shared = shared
-        self._data_at = _up(places.inodes_end + shared.size)
-        self._blocks = self._data_at // BLOCK + places.blocks
-        if self._blocks >= _BLOCKS_MAX:
-            raise BuildError("the image would be too large: it has room for 2^32 blocks of 4,096 bytes")
+        self._data_at = _up(places.inodes_end + tree.shared.size)
         self._first_id = places.inodes_end % BLOCK // _ID
-        self.size = self._blocks * BLOCK
-
-    def write(self, fd: int, header: bytes, oldest: tuple[int, int]) -> None:
-        """Writes it to an empty file. Raises OSError, MkmetaError."""
-        inodes, data = _Stream(fd, INODES_OFFSET), _Stream(fd, self._data_at)
-        child = 1
         self._link = 0  # further names met
-        for number, node in enumerate(self._placing):
-            block = data.at // BLOCK
-            tail = b""
-            if node.directory is not None:
-                tail = self._directory(node, node.directory, number, child, data)
-                child += node.directory.nodes
-            elif node.blocks or node.tail:
-                tail = self._data(node, data)
-            inodes.skip(node.at - inodes.at)
-            inodes.append(self._inode(node, number, block if node.blocks else None))
-            if tail:
-                inodes.append(tail)
-            assert (inodes.at, data.at) == (node.end + node.tail, (block + node.blocks) * BLOCK)
-        inodes.skip(self._places.inodes_end - inodes.at)
-        for piece in self._shared.area(_PIECE):
-            inodes.append(piece)
-        inodes.flush()
-        data.flush()
+        blocks = self._data_at // BLOCK + places.blocks
+        if blocks >= _BLOCKS_MAX:
+            raise BuildError("the image would be too large: it has room for 2^32 blocks of 4,096 bytes")
+        self.size = blocks * BLOCK
+
+    def write(self, fd: int, header: bytes) -> None:
+        """Writes it to an empty file, a process for each part of the nodes. Raises OSError, MkmetaError."""
+        parts = list(pairwise(self._places.milestones))
+        if len(parts) == 1:
+            self._write_part(fd, *parts[0])
+        else:
+            with WorkerPool(len(parts), lambda pipe: self._work(pipe, fd)) as pool:
+                for worker, part in zip(pool.workers, parts, strict=True):
+                    worker.send(part)
+                for worker in pool.workers:
+                    problem: Exception | None = worker.receive()
+                    if problem is not None:
+                        raise problem
+        area = _Stream(fd, self._places.inodes_end)
+        for piece in self._tree.shared.area(_PIECE):
+            area.append(piece)
+        area.flush()
         os.ftruncate(fd, self.size)  # an image may end with zeros that nobody has written
+        seconds, nanoseconds = self._tree.oldest
         begin = header.ljust(SUPERBLOCK_OFFSET, b"\0") + encode_superblock(
             root_nid=self._places.nids[0],
             inodes=len(self._places.nids),
-            seconds=oldest[0],
-            nanoseconds=oldest[1],
-            blocks=self._blocks,
+            seconds=seconds,
+            nanoseconds=nanoseconds,
+            blocks=self.size // BLOCK,
             xattr_block=self._places.inodes_end // BLOCK,
         )
         _write(fd, begin, 0)
 
-    def _inode(self, node: Placed, number: int, block: int | None) -> bytes:
-        """An inode with its xattrs."""
-        mode, nlink, uid, gid, seconds, nanoseconds, size, unit, chunks, *_ = row = node.row
-        kind = mode & TYPE_MASK
-        if node.directory is not None:
-            nlink, size = 2 + node.directory.directories, node.blocks * BLOCK + node.tail
-        elif kind not in (REGULAR, SYMLINK):
-            size = 0
-        layout = CHUNK_BASED if chunks else FLAT_INLINE if node.tail else FLAT_PLAIN
-        if block is not None:  # mkcomposefs writes the chunk format over its number
-            unit = block & 0xFFFF0000 | unit if chunks else block
-        xattrs = b""
-        if node.inline or node.shared:
-            xattrs = encode_xattrs(row[13], [place + self._first_id for place in node.shared], node.inline)
-        count = (len(xattrs) - 12) // 4 + 1 if xattrs else 0
-        if node.extended:
-            return (
-                EXTENDED.pack(
-                    inode_format(layout, extended=True), count, mode, 0, size, unit, number, uid, gid, seconds,
-                    nanoseconds, nlink,
-                )
-                + xattrs
-            )  # fmt: skip
-        return (
-            COMPACT.pack(inode_format(layout, extended=False), count, mode, nlink, size, 0, unit, number, uid, gid, 0)
-            + xattrs
-        )
+    def _work(self, pipe: Connection, fd: int) -> None:
+        """What a worker process runs: answers each part with None, or with the exception that ended it."""
+        for start, stop in messages(pipe):
+            try:
+                self._write_part(fd, start, stop)
+                pipe.send(None)
+            except (MkmetaError, OSError) as error:
+                pipe.send(error)
+            except Exception:
+                pipe.send(RuntimeError(f"in a worker process:\n{traceback.format_exc()}"))
 
-    def _data(self, node: Placed, data: _Stream) -> bytes:
-        """Writes the data blocks of what is no directory. Returns its tail."""
-        row = node.row
-        if row[8]:
-            if node.blocks:
-                data.append(b"\xff" * BLOCK)
-            return HOLE * (node.tail // len(HOLE))
-        if row[0] & TYPE_MASK == SYMLINK:
-            if not node.blocks:
-                return row[11]
-            data.append(row[11].ljust(BLOCK, b"\0"))
-            return b""
-        part, at, size = node.parent.part, row[12], row[6]
-        whole = size - node.tail
+    def _write_part(self, fd: int, start: Milestone, stop: Milestone) -> None:
+        """Writes the nodes between two milestones, and their data."""
+        tree, nids = self._tree, self._places.nids
+        oldest, shared, exact = tree.oldest, tree.shared, tree.exact
+        inodes = _Stream(fd, start.end)
+        data = _Stream(fd, self._data_at + start.blocks * BLOCK)
+        child, self._link = start.children, start.links
+        below = tree.collection.directories(start.directories)
+        number = start.number
+        for index, parent, heads, bodies in self._chunks(start, stop):
+            shares = shared.size and (not number or shared.may_be_in(parent))
+            for head, body in zip(heads, bodies, strict=True):
+                mode, nlink, _, _, _, _, size, is_array, blocks, tail, _ = head
+                unit, target, content, name_filter, entries, _ = body
+                kind = mode & TYPE_MASK
+                if kind == DIRECTORY:
+                    record = next(below)
+                    nlink, blocks, tail = 2 + record.directories, record.blocks, record.tail
+                    size = blocks * BLOCK + tail
+                extended = is_extended(head, nlink, size, oldest)
+                xattrs = b""
+                if entries:
+                    ids: list[int] = []
+                    inline: Sequence[bytes] = entries
+                    if shares:
+                        ids, inline = shared.divide(entries)
+                    xattrs = encode_xattrs(name_filter, [place + self._first_id for place in ids], inline)
+                fixed = (EXTENDED.size if extended else COMPACT.size) + len(xattrs)
+                at = nids[number] * SLOT
+                _, more, tail = settle(at, fixed, tail, is_link=kind == SYMLINK, exact=exact)
+                blocks += more
+                if blocks:  # of an array, mkcomposefs writes the chunk format over its number
+                    block = data.at // BLOCK
+                    unit = block & 0xFFFF0000 | unit if is_array else block
+                end = b""
+                if kind == DIRECTORY:
+                    end = self._directory(record, number, self._places.directories[index], child, data, tail=tail)
+                    child += record.nodes
+                    size = blocks * BLOCK + tail
+                elif is_array:
+                    if blocks:
+                        data.append(b"\xff" * BLOCK)
+                    end = HOLE * (tail // len(HOLE))
+                elif kind == SYMLINK:
+                    end = target if tail else b""
+                    if blocks:
+                        data.append(target.ljust(BLOCK, b"\0"))
+                elif kind != REGULAR:
+                    size = 0
+                elif size:
+                    end = self._content(parent.part, content, size, tail, data)
+                inode = self._inode(head, nlink, size, unit, number, len(xattrs), tail, extended=extended)
+                inodes.append(bytes(at - inodes.at) + inode + xattrs + end)
+                assert inodes.at == at + fixed + tail
+                number += 1
+        assert (inodes.at, data.at) == (stop.end, self._data_at + stop.blocks * BLOCK)
+        inodes.flush()
+        data.flush()
+
+    def _chunks(
+        self, start: Milestone, stop: Milestone
+    ) -> Iterator[tuple[int, DirectoryRecord, list[Head], list[Body]]]:
+        """The nodes between two milestones: in which directory, by its place in the order; the root is in itself."""
+        collection = self._tree.collection
+        if not start.number:
+            head, body = self._tree.root
+            yield 0, next(collection.directories()), [head], [body]
+        parents = islice(collection.directories(start.parent), stop.parent - start.parent)
+        for index, parent in enumerate(parents, start.parent):
+            for heads, bodies in zip(collection.heads(parent), collection.bodies(parent), strict=True):
+                yield index, parent, heads, bodies
+
+    def _inode(
+        self, head: Head, nlink: int, size: int, unit: int, number: int, xattrs: int, tail: int, *, extended: bool
+    ) -> bytes:
+        """An inode, without its xattrs."""
+        mode, _, uid, gid, seconds, nanoseconds, _, is_array, *_ = head
+        layout = inode_format(CHUNK_BASED if is_array else FLAT_INLINE if tail else FLAT_PLAIN, extended=extended)
+        count = (xattrs - XATTR_HEADER) // 4 + 1 if xattrs else 0
+        if extended:
+            return EXTENDED.pack(layout, count, mode, 0, size, unit, number, uid, gid, seconds, nanoseconds, nlink)
+        return COMPACT.pack(layout, count, mode, nlink, size, 0, unit, number, uid, gid, 0)
+
+    def _content(self, part: int, at: int, size: int, tail: int, data: _Stream) -> bytes:
+        """Writes the data blocks of a file with content. Returns its tail."""
+        whole = size - tail
         for start in range(0, whole, _PIECE):
-            data.append(self._collection.content(part, at + start, min(_PIECE, whole - start)))
+            data.append(self._tree.collection.content(part, at + start, min(_PIECE, whole - start)))
         data.skip(_up(whole) - whole)
-        return self._collection.content(part, at + whole, node.tail)
+        return self._tree.collection.content(part, at + whole, tail)
 
-    def _directory(self, node: Placed, directory: DirectoryRecord, number: int, child: int, data: _Stream) -> bytes:
+    def _directory(
+        self, directory: DirectoryRecord, number: int, parent: int, child: int, data: _Stream, *, tail: int
+    ) -> bytes:
         """Writes the blocks of a directory whose first child has the number `child`. Returns its tail."""
-        contents = self._contents(directory, number, self._places.directories[node.parent_index], child)
+        contents = self._contents(directory, number, parent, child)
         last = next(contents)
         for content in contents:
             data.append(last.ljust(BLOCK, b"\0"))
             last = content
-        if node.tail:
+        if tail:
             return last
         data.append(last.ljust(BLOCK, b"\0"))
         return b""
@@ -155,7 +210,7 @@ class Image:
         nids: list[int] = []
         types = bytearray()
         used = 0
-        for found in self._collection.names(directory):
+        for found in self._tree.collection.names(directory):
             there = self._nids(found, number, parent, child)
             child += len(there) - len(found.keys) - found.types.count(_SELF) - found.types.count(_PARENT)
             plain = found.types.translate(_PLAIN_TYPES)

@@ -1,7 +1,7 @@
-"""A node of an image while it waits in a temporary file: a plain tuple, for there are many and marshal takes no other.
+"""A node of an image while it waits in a temporary file: two plain tuples, for there are many; marshal takes no other.
 
-Its order is that of `Row`. What depends on the rest of the tree is missing: its place, which xattrs it shares, and of a
-directory what is in it.
+What depends on the rest of the tree is missing: its place, which xattrs it shares, and of a directory what is in it.
+The head has all that says how much room it takes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ACL_HEADS: Final = (b"\0\2", b"\0\3")  # of entries
 _TAIL_MAX: Final = BLOCK // 2  # bytes; a longer rest of a file or directory gets a block of its own
 _ALL_ABSENT: Final = 0xFFFFFFFF  # the filter of a node without xattrs
 
-Row = tuple[
+Head = tuple[
     int,  # mode
     int,  # nlink; of a directory it is not known yet
     int,  # uid
@@ -36,40 +36,41 @@ Row = tuple[
     int,  # mtime: seconds, signed
     int,  # mtime: nanoseconds
     int,  # size
-    int,  # i_u, where that is no block: device number, chunk format
     bool,  # whether it is an array of chunks
     int,  # data blocks
     int,  # bytes of the tail
+    int,  # bytes of its xattrs, if none is shared
+]
+Body = tuple[
+    int,  # i_u, where that is no block: device number, chunk format
     bytes,  # target of a symlink
     int,  # where its content is among the collected, if it has any
     int,  # name filter of its xattrs
-    int,  # bytes of its xattrs, if none is shared
     tuple[bytes, ...],  # their entries, ascending by name
     bytes,  # a key, if it has several names: what the others say of it
 ]
+Row = tuple[Head, Body]
 Xattr = tuple[bytes, bytes]
 
 
 def xattr_entries(xattrs: Iterable[Xattr]) -> tuple[int, int, tuple[bytes, ...]]:
     """Name filter, size and entries of the xattrs of a node, given ascending by name."""
-    bits = size = 0
-    entries = []
+    bits, size = 0, XATTR_HEADER
+    entries: tuple[bytes, ...] = ()
     for full, value in xattrs:
         name = xattr_name(full)
-        bits |= name.filter_bit
+        bits |= name[2]
         entry = encode_xattr(name, value)
         size += len(entry)
-        entries.append(entry)
-    return _ALL_ABSENT ^ bits, size + XATTR_HEADER if entries else 0, tuple(entries)
+        entries += (entry,)
+    return _ALL_ABSENT ^ bits, size if entries else 0, entries
 
 
 def layout_of(mode: int, size: int, *, content: bool) -> tuple[int, bool, int, int]:
     """Chunk format, whether it has one, data blocks and bytes of the tail, of what is no directory."""
     kind = mode & TYPE_MASK
-    if kind == SYMLINK:
-        return 0, False, 0, size
     if kind != REGULAR or not size:
-        return 0, False, 0, 0
+        return 0, False, 0, size if kind == SYMLINK else 0
     if content:
         blocks, tail = divmod(size, BLOCK)
         return (0, False, blocks + 1, 0) if tail > _TAIL_MAX else (0, False, blocks, tail)
@@ -82,6 +83,6 @@ def last_block(used: int) -> tuple[int, int]:
     return (1, 0) if used > _TAIL_MAX else (0, used)
 
 
-def has_acl(row: Row) -> bool:
+def has_acl(body: Body) -> bool:
     """Whether it has an ACL: an xattr whose name is one of the two prefixes, and nothing behind."""
-    return any(entry[:2] in _ACL_HEADS for entry in row[15])
+    return any(entry[:2] in _ACL_HEADS for entry in body[4])

@@ -1,4 +1,7 @@
-"""Where each node of an image goes: its form, its xattrs, its place (formats/erofs.md sections 4 to 6)."""
+"""Where each node of an image goes: its form, its xattrs, its place (formats/erofs.md sections 4 to 6).
+
+For that the heads of nodes are enough, but where they may share xattrs or have further names.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,11 @@ from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from mkmeta.codec.erofs import (
-    BLOCK,
-    COMPACT,
-    EXTENDED,
-    INODES_OFFSET,
-    SHARED_MAX,
-    SLOT,
-    XATTR_HEADER,
-)
+from mkmeta.codec.erofs import BLOCK, COMPACT, EXTENDED, INODES_OFFSET, SLOT, XATTR_HEADER
 from mkmeta.errors import BuildError
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.sinks.erofs.collecting import Collection, DirectoryRecord
-from mkmeta.sinks.erofs.nodes import DIRECTORY, SYMLINK, TYPE_MASK, Row
+from mkmeta.sinks.erofs.nodes import DIRECTORY, SYMLINK, TYPE_MASK, Body, Head, Row
 from mkmeta.sinks.erofs.sharing import SharedXattrs
 
 _NIDS: Final = 2**32
@@ -26,129 +21,164 @@ _SMALL: Final = 65535  # of a compact inode: nlink, uid, gid
 _SIZE: Final = 2**32 - 1  # of a compact inode
 _SHARED_ID: Final = 4  # bytes
 _NODE, _OTHER = b"\0\0", b"\0\1"  # behind a key: the node that has it, a further name of it
+_NUMBER_BYTES: Final = 4
+_SLOT_MASK: Final = SLOT - 1
+
+Time = tuple[int, int]  # seconds, nanoseconds
 
 
-class Placed(NamedTuple):
-    """A node in its place."""
+class Milestone(NamedTuple):
+    """What there is before a directory, in the order of writing: from here on, others may go on."""
 
-    row: Row
-    directory: DirectoryRecord | None  # what it is, if that is what it is
-    parent: DirectoryRecord  # it is in; the root is in itself
-    parent_index: int  # of that, among the directories
-    at: int  # bytes from the beginning of the image
-    extended: bool
-    shared: list[int]  # of its xattrs: places in the shared area, divided by 4
-    inline: list[bytes] | tuple[bytes, ...]
-    end: int  # of inode and xattrs
-    blocks: int
-    tail: int
+    parent: int  # place of the directory in the order of directories: in it is what comes next
+    number: int  # of the first node in it
+    end: int  # of the node before
+    directories: int  # met among the nodes
+    children: int  # number of the first node in the directory that is met next
+    links: int  # further names of inodes in those met
+    blocks: int  # of data
 
 
-class Placing:
-    """The nodes in their places, in node order."""
+class Tree(NamedTuple):
+    """The nodes, and what is known of all of them."""
 
-    def __init__(
-        self, root: Row, collection: Collection, shared: SharedXattrs, oldest: tuple[int, int], *, exact: bool
-    ) -> None:
-        """`oldest`: the mtime of compact inodes. `exact`: do as mkcomposefs with arrays that fit nowhere."""
-        self._root = root
-        self._collection = collection
-        self._shared = shared
-        self._oldest = oldest
-        self._exact = exact
-        self.end = INODES_OFFSET  # of the last inode met
+    root: Row
+    collection: Collection
+    shared: SharedXattrs
+    oldest: Time  # mtime of compact inodes
+    exact: bool  # do as mkcomposefs with arrays that fit nowhere
 
-    def __iter__(self) -> Iterator[Placed]:
-        self.end = INODES_OFFSET
-        directories = self._collection.directories()
-        top = next(directories)
-        yield self._place(self._root, top, top, 0)
-        for index, parent in enumerate(self._collection.directories()):
-            for rows in self._collection.rows(parent):
-                for row in rows:
-                    is_directory = row[0] & TYPE_MASK == DIRECTORY
-                    yield self._place(row, next(directories) if is_directory else None, parent, index)
 
-    def _place(self, row: Row, directory: DirectoryRecord | None, parent: DirectoryRecord, index: int) -> Placed:
-        mode, nlink, uid, gid, seconds, nanoseconds, size, _, _, blocks, tail, _, _, _, xattrs, entries, _ = row
-        if directory is not None:
-            nlink = 2 + directory.directories
-            blocks, tail = directory.blocks, directory.tail
-            size = blocks * BLOCK + tail
-        extended = (
-            (seconds, nanoseconds) != self._oldest or nlink > _SMALL or uid > _SMALL or gid > _SMALL or size > _SIZE
-        )
-        shared: list[int] = []
-        inline: list[bytes] | tuple[bytes, ...] = entries
-        if entries and self._shared.size:
-            inline = []
-            for entry in entries:
-                place = self._shared.find(entry) if len(shared) < SHARED_MAX else -1
-                if place < 0:
-                    inline.append(entry)
-                else:
-                    shared.append(place)
-            xattrs = XATTR_HEADER + _SHARED_ID * len(shared) + sum(map(len, inline))
-        fixed = (EXTENDED.size if extended else COMPACT.size) + xattrs
-        at = -(-self.end // SLOT) * SLOT
-        if mode & TYPE_MASK == SYMLINK:
-            total = fixed + tail
-            crosses = at // BLOCK != (at + total - 1) // BLOCK
-            if total >= BLOCK:
-                blocks, tail = 1, 0
-            if crosses:
-                at = -(-at // BLOCK) * BLOCK
-        elif (room := BLOCK - (at + fixed) % BLOCK) < tail:
-            later = at + -(-room // SLOT) * SLOT
-            if tail <= BLOCK - (later + fixed) % BLOCK:
-                at = later
-            else:
-                at = -(-at // BLOCK) * BLOCK
-                if self._exact:
-                    blocks, tail = blocks + 1, 0
-        end = at + fixed
-        self.end = end + tail
-        return Placed(row, directory, parent, index, at, extended, shared, inline, end, blocks, tail)
+def settle(at: int, fixed: int, tail: int, *, is_link: bool, exact: bool) -> tuple[int, int, int]:
+    """Where an inode that would begin at `at` begins, its data blocks more than planned, and bytes of its tail.
+
+    `fixed`: bytes of inode and xattrs. Where an inode is already, it stays.
+    """
+    if is_link:
+        total = fixed + tail
+        if at // BLOCK != (at + total - 1) // BLOCK:
+            at = -(-at // BLOCK) * BLOCK
+        return (at, 1, 0) if total >= BLOCK else (at, 0, tail)
+    room = BLOCK - (at + fixed) % BLOCK
+    if room < tail:
+        later = at + -(-room // SLOT) * SLOT
+        if tail <= BLOCK - (later + fixed) % BLOCK:
+            return later, 0, tail
+        at = -(-at // BLOCK) * BLOCK
+        if exact:
+            return at, 1, 0
+    return at, 0, tail
+
+
+def is_extended(head: Head, nlink: int, size: int, oldest: Time) -> bool:
+    """Whether an inode has to be; `nlink` and `size` of a directory are not in its head."""
+    _, _, uid, gid, seconds, nanoseconds, *_ = head
+    return (seconds, nanoseconds) != oldest or nlink > _SMALL or uid > _SMALL or gid > _SMALL or size > _SIZE
 
 
 class Places:
-    """What has to be known of all nodes before the first is written."""
+    """Where all nodes go."""
 
-    def __init__(self, placing: Placing, collection: Collection) -> None:
-        """Raises BuildError when there are too many."""
+    def __init__(self, tree: Tree, parts: int) -> None:
+        """`parts`: how many parts the nodes are to be divided into. Raises BuildError when there are too many nodes."""
         self.nids = array("I")  # of each node
         self.directories = array("I")  # of each directory: the number of the node it is
-        self.blocks = 0  # of data
-        self.linked: array[int]  # of each further name, in node order of directories: the number of the node
+        self.linked = array("I")  # of each further name, in the order of directories: the number of the node
+        self.milestones = [Milestone(0, 0, INODES_OFFSET, 0, 1, 0, 0)]  # between parts, and before and after all
+        self._tree = tree
+        nodes = 1 + sum(record.nodes for record in tree.collection.directories())
+        enough = -(-nodes // parts)
         with ExternalSorter() as keys:
-            self._meet(placing, keys)
-            links = 0
-            for directory in collection.directories():
-                if directory.links:
-                    for names in collection.names(directory):
-                        for key in names.keys:
-                            keys.add(key + _OTHER + links.to_bytes(4, "big"))
-                            links += 1
-            self.linked = array("I", bytes(4 * links))
-            number = 0
-            for record in keys:
-                value = int.from_bytes(record[-4:], "big")
-                if record[-6:-4] == _NODE:
-                    number = value
-                else:
-                    self.linked[value] = number
-        self.inodes_end = -(-placing.end // SLOT) * SLOT
+            try:
+                last = self._measure(enough, keys)
+            except OverflowError:
+                raise BuildError("the image would be too large: it has room for 2^32 inodes of 32 bytes") from None
+            self._link(keys)
+        self.milestones.append(last)
+        self.blocks = last.blocks
+        self.inodes_end = -(-last.end // SLOT) * SLOT
 
-    def _meet(self, placing: Placing, keys: ExternalSorter) -> None:
-        nids, directories, blocks = self.nids, self.directories, 0
-        for node in placing:
-            if node.at >= SLOT * _NIDS:
-                raise BuildError("the image would be too large: it has room for 2^32 inodes of 32 bytes")
-            row = node.row
-            if node.directory is not None:
-                directories.append(len(nids))
-            if row[16]:
-                keys.add(row[16] + _NODE + len(nids).to_bytes(4, "big"))
-            nids.append(node.at // SLOT)
-            blocks += node.blocks
-        self.blocks = blocks
+    def _measure(self, enough: int, keys: ExternalSorter) -> Milestone:
+        """Meets all nodes, in order. Returns what there is before the end. Raises OverflowError."""
+        tree = self._tree
+        collection, shared = tree.collection, tree.shared
+        below = collection.directories()
+        mark = self.milestones[0]
+        root = tree.root
+        mark = self._meet(mark, [root[0]], [root[1]], below, keys)
+        index = -1
+        for index, parent in enumerate(collection.directories()):
+            if len(self.nids) >= len(self.milestones) * enough:
+                self.milestones.append(mark._replace(parent=index))
+            needed = parent.keys or (shared.size and shared.may_be_in(parent))
+            bodies = collection.bodies(parent) if needed else None
+            for heads in collection.heads(parent):
+                mark = self._meet(mark, heads, next(bodies) if bodies else None, below, keys)
+        return mark._replace(parent=index + 1)
+
+    def _meet(
+        self,
+        mark: Milestone,
+        heads: list[Head],
+        bodies: list[Body] | None,
+        below: Iterator[DirectoryRecord],
+        keys: ExternalSorter,
+    ) -> Milestone:
+        """Gives some nodes their places, behind `mark`. Returns what there is before the next."""
+        _, number, end, directories, children, links, blocks = mark
+        seconds, nanoseconds = self._tree.oldest
+        exact, shared = self._tree.exact, self._tree.shared
+        append = self.nids.append
+        for place, head in enumerate(heads):
+            mode, nlink, _, _, mtime, mtime_ns, size, _, more, tail, xattrs = head
+            if bodies is not None:
+                entries, key = bodies[place][4:]
+                if key:
+                    keys.add(key + _NODE + number.to_bytes(_NUMBER_BYTES, "big"))
+                if entries and shared.size:
+                    ids, inline = shared.divide(entries)
+                    xattrs = XATTR_HEADER + _SHARED_ID * len(ids) + sum(map(len, inline))
+            kind = mode & TYPE_MASK
+            if kind == DIRECTORY:
+                record = next(below)
+                self.directories.append(number)
+                directories += 1
+                children += record.nodes
+                links += record.links
+                more, tail = record.blocks, record.tail
+                nlink, size = 2 + record.directories, more * BLOCK + tail
+            if mtime_ns == nanoseconds and mtime == seconds and not is_extended(head, nlink, size, self._tree.oldest):
+                fixed = COMPACT.size + xattrs
+            else:
+                fixed = EXTENDED.size + xattrs
+            at = end + _SLOT_MASK & ~_SLOT_MASK
+            end = at + fixed
+            if tail:
+                if kind == SYMLINK or BLOCK - end % BLOCK < tail:
+                    at, added, tail = settle(at, fixed, tail, is_link=kind == SYMLINK, exact=exact)
+                    end = at + fixed
+                    more += added
+                end += tail
+            append(at // SLOT)
+            number += 1
+            blocks += more
+        return Milestone(0, number, end, directories, children, links, blocks)
+
+    def _link(self, keys: ExternalSorter) -> None:
+        """Finds out which nodes further names name."""
+        count = 0
+        collection = self._tree.collection
+        for directory in collection.directories():
+            if directory.links:
+                for names in collection.names(directory):
+                    for key in names.keys:
+                        keys.add(key + _OTHER + count.to_bytes(_NUMBER_BYTES, "big"))
+                        count += 1
+        self.linked = array("I", bytes(self.linked.itemsize * count))
+        node = 0
+        for record in keys:
+            number = int.from_bytes(record[-_NUMBER_BYTES:], "big")
+            if record[-_NUMBER_BYTES - len(_NODE) : -_NUMBER_BYTES] == _NODE:
+                node = number
+            else:
+                self.linked[number] = node

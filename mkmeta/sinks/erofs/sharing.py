@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Final
 
-from mkmeta.codec.erofs import decode_xattr, encode_xattr, xattr_name
+from mkmeta.codec.erofs import SHARED_MAX, decode_xattr, encode_xattr, xattr_name
 from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
+from mkmeta.sinks.erofs.collecting import Collection, DirectoryRecord
+from mkmeta.sinks.erofs.nodes import Body
 from mkmeta.sinks.erofs.spool import Spool
 
 _BUCKETS: Final = 64  # that hashes are divided into; those of one are compared at once
@@ -57,33 +59,47 @@ class _Table:
 
 
 class SharedXattrs:
-    """Where the shared xattrs are."""
+    """Where the shared xattrs are, and which directories have nodes that may have some."""
 
-    def __init__(self, area: Spool, marks: bytearray, table: _Table) -> None:
+    def __init__(self, area: Spool, marks: bytearray, table: _Table, chunks: list[bytearray]) -> None:
+        self.size = area.size
         self._area = area
         self._marks = marks
         self._table = table
+        self._chunks = chunks
         self._recent: dict[bytes, int] = {}
-        self.size = area.size
 
-    def find(self, entry: bytes) -> int:
-        """Where an entry is in the area, divided by 4; -1 when it occurs once. Raises OSError."""
-        number = hash(entry)
-        if not self._marks[number & _MARKS - 1]:
-            return -1
-        place = self._recent.get(entry)
-        if place is None:
-            place = self._look_up(entry, number)
-            if len(self._recent) >= _RECENT:
-                self._recent.clear()
-            self._recent[entry] = place
+    def may_be_in(self, directory: DirectoryRecord) -> bool:
+        """Whether a node in a directory may have a shared xattr."""
+        return 1 in self._chunks[directory.part][directory.chunk : directory.chunk + directory.chunks]
+
+    def divide(self, entries: Sequence[bytes]) -> tuple[list[int], list[bytes]]:
+        """Of the xattrs of a node: places of shared ones in the area, divided by 4, and the others. Raises OSError."""
+        shared: list[int] = []
+        inline = []
+        marks = self._marks
+        for entry in entries:
+            number = hash(entry)
+            if marks[number & _MARKS - 1] and len(shared) < SHARED_MAX:
+                place = self._recent.get(entry)
+                if place is None:
+                    place = self._find(entry, number)
+                if place >= 0:
+                    shared.append(place)
+                    continue
+            inline.append(entry)
+        return shared, inline
+
+    def _find(self, entry: bytes, number: int) -> int:
+        place = -1
+        for start, end in self._table.probe(number):
+            if 4 * (end - start) == len(entry) and self._area.read(4 * start, len(entry)) == entry:
+                place = start
+                break
+        if len(self._recent) >= _RECENT:
+            self._recent.clear()
+        self._recent[entry] = place
         return place
-
-    def _look_up(self, entry: bytes, number: int) -> int:
-        for place, end in self._table.probe(number):
-            if 4 * (end - place) == len(entry) and self._area.read(4 * place, len(entry)) == entry:
-                return place
-        return -1
 
     def area(self, piece: int) -> Iterator[bytes]:
         """The shared area, in pieces of so many bytes."""
@@ -91,23 +107,24 @@ class SharedXattrs:
             yield self._area.read(at, piece)
 
 
-def find_shared(
-    hashes: Iterable[Sequence[int]], entries: Iterable[Iterable[bytes]], area: Spool, spool: Spool
-) -> SharedXattrs:
-    """Writes the shared xattrs to `area`, given the hashes of all entries, and the entries, in any order.
+def find_shared(collection: Collection, root: Body, area: Spool, spool: Spool) -> SharedXattrs:
+    """Writes the shared xattrs of all nodes to `area`; `spool` takes what does not fit in memory.
 
-    `spool` takes what does not fit in memory. Raises MkmetaError when there is no room for temporary files.
+    Raises MkmetaError when there is no room for temporary files.
     """
     marks = bytearray(_MARKS)
     table = _Table()
+    chunks = [bytearray() for _ in collection.parts]
     try:
-        repeated = _repeated(hashes, spool)
+        marked = _mark(marks, _repeated(chain([list(map(hash, root[4]))], collection.hashes()), spool))
         with ExternalSorter() as candidates:
-            if _mark(marks, repeated):
-                for some in entries:
-                    for entry in some:
-                        if marks[hash(entry) & _MARKS - 1]:
-                            candidates.add(_sort_key(entry))
+            if marked:
+                found = _Candidates(candidates, marks)
+                found.add([root])
+                for part, flags in zip(collection.parts, chunks, strict=True):
+                    for bodies in collection.marked_bodies(part, marks, _MARKS - 1):
+                        flags.append(bodies is not None)
+                        found.add(bodies or ())
             for key, group in groupby(candidates):
                 if len(list(islice(group, 2))) > 1:
                     entry = _entry_of(key)
@@ -116,7 +133,29 @@ def find_shared(
     except OSError as error:
         raise temporary_space_error(error) from None
     table.complete(area.size)
-    return SharedXattrs(area, marks, table)
+    return SharedXattrs(area, marks, table, chunks)
+
+
+class _Candidates:
+    """Takes the xattrs whose hashes are marked, but for many of those that are on every second node."""
+
+    def __init__(self, sorter: ExternalSorter, marks: bytearray) -> None:
+        self._sorter = sorter
+        self._marks = marks
+        self._seen: dict[bytes, int] = {}  # how often, of some
+
+    def add(self, bodies: Iterable[Body]) -> None:
+        """Those of some nodes. Raises MkmetaError."""
+        marks, seen = self._marks, self._seen
+        for body in bodies:
+            for entry in body[4]:
+                if marks[hash(entry) & _MARKS - 1]:
+                    times = seen.get(entry, 0)
+                    if times < 2:  # twice is enough
+                        if len(seen) >= _RECENT:
+                            seen.clear()
+                        seen[entry] = times + 1
+                        self._sorter.add(_sort_key(entry))
 
 
 def _mark(marks: bytearray, repeated: Iterator[int]) -> bool:
@@ -147,12 +186,13 @@ def _repeated(hashes: Iterable[Sequence[int]], spool: Spool) -> Iterator[int]:
     for bucket, places in zip(buckets, written, strict=True):
         for at, size in places:
             bucket.frombytes(spool.read(at, size))
-        seen: set[int] = set()
-        for number in bucket:
-            if number in seen:
-                yield number
-            else:
-                seen.add(number)
+        seen = set(bucket)
+        if len(seen) < len(bucket):
+            for number in bucket:
+                if number in seen:
+                    seen.remove(number)
+                else:
+                    yield number
         del bucket[:]
 
 

@@ -8,14 +8,14 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Final, Self, assert_never
+from typing import Final, Self
 
 from mkmeta.codec.acl import acl_permissions
 from mkmeta.codec.erofs import SIZE_MAX, TYPES, XATTR_HEADER, XATTR_VALUE_MAX, XATTRS_MAX, encode_device
 from mkmeta.errors import BuildError, printable
 from mkmeta.linux.filesystem import filesystem_type
 from mkmeta.manifest.link_lookup import LinkLookup
-from mkmeta.model import ACL_XATTRS, NS, Device, Directory, LinkRow, PrimaryRow, RegularFile, Special, Symlink
+from mkmeta.model import ACL_XATTRS, NS, Device, LinkRow, PrimaryRow, RegularFile, Symlink
 from mkmeta.plan import PlannedNode
 from mkmeta.sinks.erofs.assembly import Assembly
 from mkmeta.sinks.erofs.collecting import Collector
@@ -41,7 +41,7 @@ class ErofsSink:
         """`jobs`: how many processes may write. `composefs`: the version of a composefs image; None: it is none."""
         self._destination = ImageDestination(dest, swap)
         self._jobs = jobs
-        self._assembly = Assembly(composefs=composefs)
+        self._assembly = Assembly(jobs=jobs, composefs=composefs)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -67,7 +67,9 @@ class ErofsSink:
     def writer(self, counts: Counter[str], links: LinkLookup | None) -> RowWriter:
         """For a worker process, or this one."""
         number = os.read(self._tickets, 1)[0]
-        return RowWriter(Collector(number, self._parts[number]), links, exact=self._assembly.composefs is not None)
+        return RowWriter(
+            Collector(number, self._parts[number], forked=True), links, exact=self._assembly.composefs is not None
+        )
 
     def links(self, rows: Iterable[PrimaryRow | LinkRow]) -> None:
         """They were in their places."""
@@ -117,33 +119,26 @@ def make_row(node: PlannedNode, prefix: bytes, nlink: int, key: bytes, *, exact:
     mode = inode.mode
     size = device = 0
     target = b""
-    match inode:
-        case RegularFile():
-            size = inode.size
-            if size > SIZE_MAX:
-                raise BuildError(f"its size is {size} bytes, an image takes 2^53", path=prefix + name)
-        case Directory():
-            nlink = 0
-        case Symlink():
-            target = inode.target
-            size = len(target)
-        case Device():
-            device = encode_device(inode.major, inode.minor)
-        case Special():
-            pass
-        case _:
-            assert_never(inode)
-    if node.inode.xattrs:
+    if type(inode) is RegularFile:
+        size = inode.size
+        if size > SIZE_MAX:
+            raise BuildError(f"its size is {size} bytes, an image takes 2^53", path=prefix + name)
+    elif type(inode) is Symlink:
+        target = inode.target
+        size = len(target)
+    elif type(inode) is Device:
+        device = encode_device(inode.major, inode.minor)
+    if inode.xattrs:
         _check(node, prefix + name, exact=exact)
     bits, xattr_bytes, entries = xattr_entries(sorted(xattrs))
     if xattr_bytes > XATTRS_MAX:
         raise BuildError(f"its xattrs take {xattr_bytes} bytes, an image takes {XATTRS_MAX}", path=prefix + name)
     seconds, nanoseconds = divmod(inode.mtime_ns, NS)
     chunk_format, chunks, blocks, tail = layout_of(mode, size, content=False)
-    return (
-        mode, nlink, inode.uid, inode.gid, seconds, nanoseconds, size, device or chunk_format, chunks, blocks, tail,
-        target, 0, bits, xattr_bytes, entries, key,
+    head = (
+        mode, nlink, inode.uid, inode.gid, seconds, nanoseconds, size, chunks, blocks, tail, xattr_bytes,
     )  # fmt: skip
+    return head, (device or chunk_format, target, 0, bits, entries, key)
 
 
 def _check(node: PlannedNode, path: bytes, *, exact: bool) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 BUFFER_BYTES: Final = 256 << 10
+_WRITE_BYTES: Final = 32 << 10  # each process has several
 _LENGTH_BYTES: Final = 4
 
 
@@ -19,7 +20,7 @@ class Spool:
         """Raises OSError."""
         with tempfile.TemporaryFile(prefix="mkmeta-") as file:
             fd = os.dup(file.fileno())
-        self._file: BinaryIO = open(fd, "ab", buffering=BUFFER_BYTES)  # noqa: SIM115 - closed by `close`
+        self._file: BinaryIO = open(fd, "ab", buffering=_WRITE_BYTES)  # noqa: SIM115 - closed by `close`
         self.size = 0  # as far as this process knows
         self.fd = self._file.fileno()
 
@@ -51,7 +52,15 @@ class Spool:
 
     def pieces(self, at: int = 0, size: int | None = None) -> Iterator[bytes]:
         """The pieces in a range of it, by default in all that there is."""
-        end = os.fstat(self.fd).st_size if size is None else at + size
+        if size is None:
+            return self._pieces(at, os.fstat(self.fd).st_size)
+        if size <= BUFFER_BYTES:  # mostly there is one
+            data = os.pread(self.fd, size, at)
+            if size == _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little"):
+                return iter((data[_LENGTH_BYTES:],))
+        return self._pieces(at, at + size)
+
+    def _pieces(self, at: int, end: int) -> Iterator[bytes]:
         buffer, start = b"", 0
         while at < end or start < len(buffer):
             stop = start + _LENGTH_BYTES
