@@ -51,7 +51,13 @@ class DumpImage:
 
 
 def build_dump(
-    text: BinaryIO, dest: bytes, *, version: int | None = None, swap: bool = False, progress: Progress = lambda _n: None
+    text: BinaryIO,
+    dest: bytes,
+    *,
+    version: int | None = None,
+    swap: bool = False,
+    jobs: int = 1,
+    progress: Progress = lambda _lines: None,
 ) -> DumpImage:
     """Writes the image of a text to `dest`. `version`: 0 or 1; None: 1 if the tree has a whiteout.
 
@@ -63,7 +69,7 @@ def build_dump(
     with _Tree() as tree:
         tree.read(text, progress)
         chosen = int(tree.whiteouts) if version is None else version
-        with Assembly(composefs=chosen) as assembly:
+        with Assembly(jobs=jobs, composefs=chosen) as assembly:
             collector = Collector(0, assembly.part(), forked=False)
             root = tree.collect(collector, chosen)
             digest, size = assembly.write(root, destination.output())

@@ -75,7 +75,9 @@ def run_dump(args: argparse.Namespace, text: BinaryIO) -> int:
             done += lines
             line.update(done)
 
-        image = build_dump(text, dest, version=args.composefs_version, swap=args.swap, progress=progress)
+        image = build_dump(
+            text, dest, version=args.composefs_version, swap=args.swap, jobs=args.jobs, progress=progress
+        )
     if args.json:
         emit(
             "summary",
