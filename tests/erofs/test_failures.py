@@ -100,5 +100,5 @@ def test_a_signal_leaves_nothing(tmp_path: Path) -> None:
     time.sleep(0.6)
     process.send_signal(signal.SIGTERM)
     process.communicate()
-    assert process.returncode in (0, 143)
+    assert process.returncode in (0, 128 + signal.SIGTERM, -signal.SIGTERM)  # the last: before it handled signals
     assert os.listdir(place) == (["image"] if process.returncode == 0 else [])
