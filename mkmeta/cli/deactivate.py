@@ -65,7 +65,10 @@ def left_text(left: Left) -> str:
     if not left.users and not left.copies:
         return f"the inner mount {printable(left.inner)} is nobody's any more: `mkmeta gc` removes it"
     where = [f"at {printable(path)}, by bind" for path in left.copies]
-    where += [f"in the mount namespace of process {process} ({command})" for process, command in left.users]
+    where += [
+        f"in the mount namespace of {who if process is None else f'process {process} ({who})'}"
+        for process, who in left.users
+    ]
     more = f" and {len(where) - 5} more" if len(where) > 5 else ""
     return (
         f"layer {left.short_id} is still mounted: {', '.join(where[:5])}{more}; its volume stays busy, and the inner "

@@ -13,10 +13,12 @@ from mkmeta.errors import ExitCode
 from mkmeta.host.collection import collect
 from mkmeta.host.deactivation import sweep_all
 
+_UNSEEN_SHOWN = 5
+
 _DESCRIPTION = """\
 Removes old generations from a store. Kept are the current one, the newest, young ones, and whatever a mount in any
-mount namespace or an open file of a running program still uses. It can be interrupted at any time, and goes on
-where it was with the next call.
+mount namespace or an open file of a running program still uses. What cannot be looked at may use anything: then all is
+kept, and it says why. It can be interrupted at any time, and goes on where it was with the next call.
 """
 
 _EPILOG = """\
@@ -81,10 +83,15 @@ def run(args: argparse.Namespace) -> int:
             emit("removed", generation=generation.number, short_id=generation.short_id)
         for generation, why in done.kept:
             emit("kept", generation=generation.number, short_id=generation.short_id, reason=why)
+        for unseen in done.unseen:
+            emit("unseen", what=unseen.what, hint=unseen.way_out)
         emit("summary", removed=len(done.removed), kept=len(done.kept), dry_run=args.dry_run)
         return int(ExitCode.DONE)
     for generation in done.removed:
         print(generation.name.decode())
+    for unseen in done.unseen[:_UNSEEN_SHOWN]:
+        note(f"mkmeta: {unseen.what}: what nobody may be using is kept")
+        note(f"  hint: {unseen.way_out}")
     if not args.quiet:
         for generation, why in done.kept:
             note(f"kept {generation.name.decode()}: {why}")

@@ -8,10 +8,11 @@ from typing import Final
 from mkmeta.digest import ObjectId
 from mkmeta.errors import RefusedError, StoreError, printable
 from mkmeta.linux.asking import NoAnswerError, ask
-from mkmeta.linux.mountinfo import Mount, namespace_mounts
+from mkmeta.linux.mountinfo import Mount
 from mkmeta.mounts.live import layers_of
 from mkmeta.mounts.overlay import closing
 from mkmeta.mounts.profile import Verity
+from mkmeta.mounts.users import mount_tables
 from mkmeta.mounts.verity_check import unverified_file
 from mkmeta.sinks.directory.sharing import is_shared
 from mkmeta.sinks.directory.staging import layer_id
@@ -93,12 +94,12 @@ def _check_unused(generation: Generation) -> None:
         layers = layers_of(mount)
         return generation.layer in (*layers.lowers, *layers.data, layers.upper)
 
-    for process, table in namespace_mounts():
-        for mount in table:
+    for table in mount_tables().tables:
+        for mount in table.mounts:
             if has_it(mount):
                 raise RefusedError(
                     f"generation {generation.number} is mounted already, at {printable(mount.point)} "
-                    f"(as process {process} sees it): a layer can be written through one mount only",
+                    f"(as {table.who} sees it): a layer can be written through one mount only",
                     path=generation.layer,
                     hint="deactivate that, or build another generation to write into",
                 )

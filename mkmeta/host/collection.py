@@ -6,16 +6,22 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
-from mkmeta.errors import StoreError, TooNewError, printable, reason
-from mkmeta.linux.mountinfo import mount_of, mounts, namespace_mounts
+from mkmeta.errors import LockedError, StoreError, TooNewError, printable, reason
+from mkmeta.linux.descriptors import closing
+from mkmeta.linux.mountinfo import Mount
+from mkmeta.linux.namespaces import Table, Unseen, open_proc, whole_path
 from mkmeta.model import NS
 from mkmeta.mounts.live import layers_of
 from mkmeta.mounts.profile import INNER_SOURCE
-from mkmeta.mounts.users import command_of, held_on_overlays, is_of_layer, uses, witness_of
+from mkmeta.mounts.users import Usage, command_of, look, may_be_of_any, uses
 from mkmeta.store.removal import remove_gone, remove_unfinished, retire
 from mkmeta.store.store import Generation, Store
+
+_LOOKS: Final = 5  # at the host, while others change the store
+_TICK: Final = 0.03  # seconds: more than a tick of any kernel's clock, 10 ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +30,7 @@ class Collected:
 
     removed: tuple[Generation, ...]
     kept: tuple[tuple[Generation, str], ...]  # with the reason
+    unseen: tuple[Unseen, ...]  # for which some were kept
 
 
 def collect(
@@ -39,27 +46,34 @@ def collect(
 ) -> Collected:
     """Removes generations of the store at `path`: not the newest `keep` >= 1, none younger than `min_age` seconds.
 
-    `pace` is the share of the time spent removing: what is left over is for others who use the disk. Raises StoreError,
-    LockedError, OSError.
+    Looks at the host without a lock; then, under the store's, retires what nobody uses, unless others had the lock
+    meanwhile: then it looks again. `pace` is the share of the time spent removing: what is left over is for others who
+    use the disk. Raises StoreError, LockedError, OSError.
     """
     store = Store.open(path)
-    with store.lock("gc", wait=wait, note=note):
-        removed, kept = _decide(store, keep=keep, min_age=min_age)
-        if not dry_run:
-            for generation in removed:
-                retire(store, generation)
-    if not dry_run:
-        remove_unfinished(store)
-        remove_gone(store, pace=pace, progress=progress)
-    return Collected(removed=tuple(removed), kept=tuple(kept))
+    for _ in range(_LOOKS):
+        changed = store.changed()
+        time.sleep(_TICK)  # or a change in the same tick of the filesystem's clock would leave no trace
+        chosen = _decide(store, _Users(store), keep=keep, min_age=min_age)
+        if dry_run:
+            return chosen
+        with store.lock("gc", wait=wait, note=note) as last_changed:
+            if last_changed == changed:
+                for generation in chosen.removed:
+                    retire(store, generation)
+                break
+    else:
+        raise LockedError("others change the store all the time", path=store.path, hint="try again later")
+    remove_unfinished(store)
+    remove_gone(store, pace=pace, progress=progress)
+    return chosen
 
 
-def _decide(store: Store, *, keep: int, min_age: float) -> tuple[list[Generation], list[tuple[Generation, str]]]:
+def _decide(store: Store, users: _Users, *, keep: int, min_age: float) -> Collected:
     generations = store.generations()
     current = store.current()
     readable = [generation for generation in generations if not _is_damaged(generation)]
     newest = {*readable[-keep:], *generations[-1:]}  # the highest of all: its number must not come again
-    used = _Usage()
     removed: list[Generation] = []
     kept: list[tuple[Generation, str]] = []
     for generation in generations:
@@ -70,12 +84,12 @@ def _decide(store: Store, *, keep: int, min_age: float) -> tuple[list[Generation
         elif min_age and time.time() - _built(generation) < min_age:
             why = "younger than --min-age"
         else:
-            why = used.by_whom(generation)
+            why = users.of(generation)
         if why is None:
             removed.append(generation)
         else:
             kept.append((generation, why))
-    return removed, kept
+    return Collected(removed=tuple(removed), kept=tuple(kept), unseen=tuple(users.unseen_for))
 
 
 def _is_damaged(generation: Generation) -> bool:
@@ -97,35 +111,97 @@ def _built(generation: Generation) -> float:
     return changed
 
 
-class _Usage:
-    """The mounts of all namespaces and what processes hold, looked at once."""
+class _Users:
+    """Who uses generations: looked for when it is first asked."""
 
-    def __init__(self) -> None:
-        tables = list(namespace_mounts())
-        needed = {lower for _process, table in tables for mount in table for lower in layers_of(mount).lowers}
-        # an inner mount whose outer one is gone is nobody's: the next `activate` removes it
-        self._tables = [
-            (process, [one for one in table if not one.source.startswith(INNER_SOURCE) or one.point in needed])
-            for process, table in tables
-        ]
-        self._held = [item for item, attached in held_on_overlays() if not attached]
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._usage: Usage | None = None
+        self._tables: list[Table] = []
+        self.unseen_for: list[Unseen] = []  # what some generation was kept for
 
-    def by_whom(self, generation: Generation) -> str | None:
-        """Who uses a generation; None: nobody."""
-        where = mount_of(generation.path, mounts())
-        for process, table in self._tables:
-            for mount in table:
-                if uses(mount, generation.short_id, generation.path, where):
-                    return f"mounted at {printable(mount.point)} (as process {process} sees it)"
-        witness = None
+    def of(self, generation: Generation) -> str | None:
+        """Who uses a generation, or may; None: nobody. Raises StoreError."""
+        usage = self._looked()
         try:
-            witness = witness_of(generation.layer)
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # then nothing can have been mounted
+            device, root = self._place(generation)
+            return (
+                self._mounted(generation, device, root)
+                or self._laid_over(generation, usage)
+                or self._open(generation, usage)
+                or self._in_doubt(usage)
+            )
         except OSError as error:
-            return f"its layer cannot be looked at: {reason(error)}"
-        for item in self._held:
-            # through a writable mount nothing shows which layer it is: then anything that is open counts
-            if generation.written or is_of_layer(item, generation.layer, witness):
-                return f"open in process {item.process} ({command_of(item.process)})"
+            return f"it cannot be looked at: {reason(error)}"
+
+    def _looked(self) -> Usage:
+        if self._usage is None:
+            try:
+                self._usage = look([generation.layer for generation in self._store.generations()])
+            except OSError as error:
+                hint = "mount it: mount -t proc proc /proc"
+                raise StoreError(
+                    f"who uses it cannot be seen, as /proc is missing: {reason(error)}", hint=hint
+                ) from None
+            tables = self._usage.tables
+            needed = {lower for table in tables for mount in table.mounts for lower in layers_of(mount).lowers}
+            # an inner mount whose outer one is gone is nobody's: the next `activate` removes it
+            self._tables = [
+                replace(table, mounts=[one for one in table.mounts if not _is_inner(one) or one.point in needed])
+                for table in tables
+            ]
+        return self._usage
+
+    def _place(self, generation: Generation) -> tuple[int, bytes]:
+        """The device a generation is on, and its path in that filesystem, as the mount tables name them."""
+        with open_proc() as proc, closing(os.open(generation.path, os.O_PATH | os.O_CLOEXEC)) as fd:
+            wanted = proc.mount_id(fd)
+            path = whole_path(proc, fd)
+        for table in self._tables:
+            for mount in table.mounts:
+                if mount.id == wanted:
+                    return mount.device, mount.root.rstrip(b"/") + path.removeprefix(mount.point.rstrip(b"/"))
+        raise OSError("the mount it is on is in no table")
+
+    def _mounted(self, generation: Generation, device: int, root: bytes) -> str | None:
+        for table in self._tables:
+            for mount in table.mounts:
+                if uses(mount, generation.short_id, generation.name, device, root):
+                    return f"mounted at {printable(mount.point)} (as {table.who} sees it)"
         return None
+
+    def _laid_over(self, generation: Generation, usage: Usage) -> str | None:
+        """Whether an overlay that somebody else made has it as a layer."""
+        for table in self._tables:
+            for mount in table.mounts:
+                if mount.device not in usage.like:
+                    continue
+                like = usage.like[mount.device]
+                where = f"an overlay at {printable(mount.point)} (as {table.who} sees it)"
+                if like is not None and generation.layer in like:
+                    return f"under {where}"
+                if like is None or may_be_of_any(mount, identified=bool(like)):
+                    return f"perhaps under {where}, of which it cannot be told"
+        return None
+
+    def _open(self, generation: Generation, usage: Usage) -> str | None:
+        for item in usage.held:
+            if item.attached:
+                continue
+            who = f"process {item.process} ({command_of(item.process)})"
+            # through a writable mount nothing shows which layer it is: then anything that is open counts
+            if generation.written or (item.layers and generation.layer in item.layers):
+                return f"open in {who}"
+            if item.layers is None:
+                return f"perhaps open in {who}, of which it cannot be told"
+        return None
+
+    def _in_doubt(self, usage: Usage) -> str | None:
+        if not usage.unseen:
+            return None
+        self.unseen_for = usage.unseen
+        return f"perhaps in use: {usage.unseen[0].what}"
+
+
+def _is_inner(mount: Mount) -> bool:
+    return mount.source.startswith(INNER_SOURCE)

@@ -9,12 +9,12 @@ from typing import Final
 from mkmeta.errors import LockedError, MkmetaError, MountError, printable, reason
 from mkmeta.host.activation import live_mount
 from mkmeta.linux.asking import NoAnswerError, ask
-from mkmeta.linux.mountinfo import mounts, namespace_mounts
+from mkmeta.linux.mountinfo import mounts
 from mkmeta.mounts.live import LiveMount, is_inner, is_layer, layers_of
 from mkmeta.mounts.profile import INNER_SOURCE
 from mkmeta.mounts.run import RunDirectory, run_directories
 from mkmeta.mounts.switch import remove, submounts
-from mkmeta.mounts.users import command_of, held_on_overlays
+from mkmeta.mounts.users import command_of, look, mount_tables
 from mkmeta.store.lock import held
 
 Note = Callable[[str], None]
@@ -28,7 +28,7 @@ class Left:
 
     inner: bytes
     short_id: str
-    users: tuple[tuple[int, str], ...]  # processes in mount namespaces that have the layer: number and command
+    users: tuple[tuple[int | None, str], ...]  # processes in mount namespaces that have the layer, or what keeps these
     copies: tuple[bytes, ...]  # where it is seen here, through mounts made by bind
 
 
@@ -81,13 +81,13 @@ def left_here() -> list[Left]:
                 inner.pop(point, None)
     if not inner:
         return []
-    others = list(namespace_mounts())
+    others = [table for table in mount_tables().tables if not table.own]
     found = []
     for mount in inner.values():
         users = [
-            (process, command_of(process))
-            for process, theirs in others
-            if any(is_layer(one) and mount.point in layers_of(one).lowers for one in theirs)
+            (table.process, command_of(table.process) if table.process is not None else table.who)
+            for table in others
+            if any(is_layer(one) and mount.point in layers_of(one).lowers for one in table.mounts)
         ]
         short_id = printable(mount.source.removeprefix(INNER_SOURCE))
         found.append(Left(inner=mount.point, short_id=short_id, users=tuple(users), copies=tuple(copies[mount.point])))
@@ -109,11 +109,11 @@ def sweep_all(note: Note) -> None:
 def users_of(live: LiveMount) -> str:
     """The processes that have something of a mount open, for people; as far as that can be seen in a few seconds."""
 
-    def look() -> set[int]:
-        return {held.process for held, _ in held_on_overlays() if held.mount_id == live.mount.id}
+    def holding() -> set[int]:
+        return {held.process for held in look().held if live.mount.id in held.mounts}
 
     try:
-        found = ask(look, _SECONDS)
+        found = ask(holding, _SECONDS)
     except (NoAnswerError, OSError):
         return ""
     names = [f"{command_of(process)} ({process})" for process in sorted(found)[:5]]

@@ -19,12 +19,12 @@ from mkmeta.host.activation import store_of
 from mkmeta.host.volume import Volume, answered, asking
 from mkmeta.linux.asking import Asked, NoAnswerError
 from mkmeta.linux.mount import MountFlags
-from mkmeta.linux.mountinfo import Mount, mounts, namespace_mounts, seen_at, visible_at
+from mkmeta.linux.mountinfo import Mount, mounts, seen_at, visible_at
 from mkmeta.mounts.live import LiveMount, live_mounts
 from mkmeta.mounts.overlay import closing
 from mkmeta.mounts.profile import Profile
 from mkmeta.mounts.run import Placed, RunDirectory, run_directories
-from mkmeta.mounts.users import command_of, held_on_overlays, is_of_layer, witness_of
+from mkmeta.mounts.users import command_of, look
 from mkmeta.sinks.directory.staging import layer_id
 from mkmeta.store.store import Generation, Store
 
@@ -286,25 +286,20 @@ def _holders(live: LiveMount) -> list[Holder]:
     if not others:
         return []
     found: dict[tuple[int, int], Holder] = {}
+    usage = look([generation.layer for generation in others])
     own = {os.getpid(), os.getppid()}  # whoever calls us hands down what it has open
-    held = [item for item, attached in held_on_overlays() if not attached and item.process not in own]
-    for generation in others:
-        witness = None
-        with contextlib.suppress(OSError):
-            witness = witness_of(generation.layer)
-        for item in held:
-            if (item.process, generation.number) not in found and is_of_layer(item, generation.layer, witness):
-                found[item.process, generation.number] = _holder(item.process, generation, mounted=False)
+    for item in usage.held:
+        for generation in others:
+            if not item.attached and item.process not in own and item.layers and generation.layer in item.layers:
+                holder = _holder(item.process, generation, mounted=False)
+                found.setdefault((item.process, generation.number), holder)
     by_id = {generation.short_id: generation for generation in others if generation.short_id != live.short_id}
-    namespace = os.stat("/proc/self/ns/mnt").st_ino
-    for process, table in namespace_mounts():
-        with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{process}/ns/mnt").st_ino == namespace:
-                continue
-        for one in live_mounts(table):
+    for table in usage.tables:
+        for one in live_mounts(table.mounts if not table.own and table.process is not None else []):
             if one.short_id in by_id:
                 generation = by_id[one.short_id]
-                found.setdefault((process, generation.number), _holder(process, generation, mounted=True))
+                holder = _holder(table.process or 0, generation, mounted=True)
+                found.setdefault((holder.process, generation.number), holder)
     return sorted(found.values(), key=lambda holder: (holder.generation, holder.process))
 
 

@@ -32,6 +32,7 @@ _SYS_FSPICK = 433
 
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
+_AT_RECURSIVE = 0x8000
 
 # linux/mount.h
 _FSOPEN_CLOEXEC = 1
@@ -188,6 +189,20 @@ def open_tree_clone(path: bytes, *, recursive: bool = False) -> int:
     )
 
 
+def open_tree_clone_of(fd: int) -> int:
+    """The same of the directory open as `fd`, with all mounts below: also of a tree that is in no namespace (6.15).
+
+    Raises OSError: EINVAL for what was detached from its namespace, and before Linux 6.15 for such a tree.
+    """
+    return _call(
+        _SYS_OPEN_TREE,
+        ctypes.c_int(fd),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(_OPEN_TREE_CLONE | _AT_EMPTY_PATH | _AT_RECURSIVE | os.O_CLOEXEC),
+        path=b"",
+    )
+
+
 def mount(source: bytes, target: bytes, fstype: bytes | None, flags: int, data: bytes = b"") -> None:
     """mount(2). What the kernel has to say about a refusal is in its log only."""
     if _libc.mount(source, target, fstype, flags, data) < 0:
@@ -222,6 +237,12 @@ def _make_private_outside() -> None:
     finally:
         os.close(root)
         os.close(here)
+
+
+def leave_mount_namespace_at(point: bytes) -> None:
+    """The same, but only for what is mounted at `point` from now on: all of a chroot need not be a mount."""
+    unshare(CLONE_NEWNS)
+    mount(b"none", point, None, _MS_PRIVATE)
 
 
 def umount2(target: bytes, flags: int = 0) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from mkmeta.errors import printable
+from mkmeta.linux.descriptors import closing
+from mkmeta.linux.syscalls import CLONE_NEWNS, setns
+from mkmeta.linux.watched import watched
 
 _LINE: Final = re.compile(
     rb"(?P<id>\d{1,10}) (?P<parent>\d{1,10}) (?P<major>\d{1,4}):(?P<minor>\d{1,7}) (?P<root>[^ ]+) (?P<point>[^ ]+) "
@@ -102,11 +105,16 @@ def _walked(path: bytes, among: list[Mount]) -> tuple[list[Mount], Mount | None]
 
 def mount_id(fd: int, process: int | str = "self") -> int:
     """The mount an open file is on: `mnt_id` of /proc/PID/fdinfo/FD. Raises OSError."""
-    for line in Path(f"/proc/{process}/fdinfo/{fd}").read_bytes().split(b"\n"):
+    return mount_id_in(Path(f"/proc/{process}/fdinfo/{fd}").read_bytes())
+
+
+def mount_id_in(fdinfo: bytes) -> int:
+    """The `mnt_id` in the text of a /proc/PID/fdinfo/FD: of nobody but the kernel is anything asked. Raises OSError."""
+    for line in fdinfo.split(b"\n"):
         key, _, value = line.partition(b":")
         if key == b"mnt_id":
             return int(value)
-    raise OSError(f"no mnt_id in /proc/{process}/fdinfo/{fd}")
+    raise OSError("no mnt_id in the kernel's fdinfo")
 
 
 def mount_of(path: bytes, among: list[Mount]) -> Mount:
@@ -119,12 +127,31 @@ def mount_of(path: bytes, among: list[Mount]) -> Mount:
 
 
 def mount_behind(fd: int, among: list[Mount]) -> Mount:
-    """The mount that an open file is on. Raises OSError."""
+    """The mount that an open file is on; in a chroot also one that is mounted further up. Raises OSError."""
     wanted = mount_id(fd)
     for mount in among:
         if mount.id == wanted:
             return mount
+    for mount in _whole_table():
+        if mount.id == wanted:
+            return mount
     raise OSError(f"{printable(os.readlink(b'/proc/self/fd/%d' % fd))} is on a mount that is in no mount table")
+
+
+def _whole_table() -> list[Mount]:
+    """All mounts of this namespace, those outside of this process's root too, where that may be left (root may)."""
+    proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def read(name: str) -> bytes:
+        with contextlib.suppress(OSError):
+            with closing(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)) as own:
+                setns(own, CLONE_NEWNS)  # its root is that of the namespace
+            with open(os.open("self/mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as table:
+                return table.read()
+        return b""
+
+    with closing(proc):
+        return [mount for _, table in watched(read, ["self/ns/mnt"]) for mount in parse(table or b"")]
 
 
 def mount_points_below(directory: bytes) -> frozenset[bytes]:
@@ -132,26 +159,6 @@ def mount_points_below(directory: bytes) -> frozenset[bytes]:
     prefix = directory.rstrip(b"/") + b"/"
     points = (mount.point for mount in mounts())
     return frozenset(point.removeprefix(prefix) for point in points if point.startswith(prefix) and point != prefix)
-
-
-def namespace_mounts() -> Iterator[tuple[int, list[Mount]]]:
-    """For every mount namespace that a process is in: one of these, and the mounts. Others' need root."""
-    seen = set()
-    for process in processes():
-        try:
-            namespace = os.stat(f"/proc/{process}/ns/mnt").st_ino
-            if namespace in seen:
-                continue
-            found = mounts(process)
-        except OSError:
-            continue  # it ended, or is not ours to look at
-        seen.add(namespace)
-        yield process, found
-
-
-def processes() -> list[int]:
-    """The processes there are."""
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
 
 
 def _mount(line: bytes) -> Mount | None:

@@ -23,6 +23,9 @@ CLONE_FS: Final = 0x200  # linux/sched.h
 CLONE_NEWNS: Final = 0x20000
 
 _SYS_OPENAT2 = 437
+_SYS_PIDFD_GETFD = 438
+_SYS_KCMP: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272}
+_KCMP_FILES = 2  # linux/kcmp.h
 
 
 class _OpenHow(ctypes.Structure):
@@ -35,6 +38,7 @@ _libc.syscall.restype = ctypes.c_long
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 
 
 def openat2(path: bytes, flags: int, *, dir_fd: int, resolve: int) -> int:
@@ -64,6 +68,36 @@ def syncfs(fd: int, path: bytes) -> None:
 def unshare(flags: int) -> None:
     """unshare(2) for the calling thread."""
     _check(_libc.unshare(flags), None)
+
+
+def setns(fd: int, kind: int) -> None:
+    """setns(2): puts this thread into the namespace open as `fd`; one of mounts brings its root along."""
+    _check(_libc.setns(fd, kind), None)
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """pidfd_getfd(2), Linux 5.6: a descriptor of another process, as one of ours; nobody is asked about the file."""
+    result: int = _libc.syscall(
+        ctypes.c_long(_SYS_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(number), ctypes.c_uint(0)
+    )
+    _check(result, None)
+    return result
+
+
+def shares_files(process: int, task: int) -> bool:
+    """kcmp(2): whether two tasks have the same table of descriptors; False too where the kernel does not tell."""
+    number = _SYS_KCMP.get(os.uname().machine)
+    return number is not None and bool(
+        _libc.syscall(
+            ctypes.c_long(number),
+            ctypes.c_int(process),
+            ctypes.c_int(task),
+            ctypes.c_int(_KCMP_FILES),
+            ctypes.c_ulong(0),
+            ctypes.c_ulong(0),
+        )
+        == 0
+    )
 
 
 def open_beneath(path: bytes, flags: int, *, dir_fd: int) -> int:

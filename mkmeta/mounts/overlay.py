@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -11,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Final
 
 from mkmeta.errors import MountError, printable, reason
+from mkmeta.linux.descriptors import closing as closing
 from mkmeta.linux.mount import (
     MNT_DETACH,
     FilesystemContext,
@@ -150,12 +150,3 @@ def _explained(error: OSError, overlay: Overlay) -> MountError:
     }.get(error.errno or 0)
     volume = (*overlay.lowers, *overlay.data)[-1]
     return MountError(f"cannot be mounted over {printable(volume)}: {said}", path=layer, hint=hint)
-
-
-@contextlib.contextmanager
-def closing(fd: int) -> Iterator[int]:
-    """A descriptor that is closed at the end of the block."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -13,9 +13,10 @@ from typing import Final, NamedTuple, Self
 
 from mkmeta.errors import MountError, reason
 from mkmeta.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
-from mkmeta.linux.mountinfo import Mount, mounts, namespace_mounts, visible_at
+from mkmeta.linux.mountinfo import Mount, mounts, visible_at
 from mkmeta.linux.replacing import replacing
 from mkmeta.mounts.live import INNER_PLACE, is_inner, layers_of
+from mkmeta.mounts.users import mount_tables
 
 _DEFAULT: Final = b"/run/mkmeta"
 _NAME_BYTES: Final = 8
@@ -90,7 +91,7 @@ class RunDirectory:
         os.rmdir(directory)
 
     def sweep(self) -> list[bytes]:
-        """Removes inner mounts and directories that no overlay of any mount namespace has as a lower.
+        """Removes inner mounts and directories that no overlay of any mount namespace has as a lower; in doubt, none.
 
         Under the lock: otherwise one that is about to be used would go. What else lies there is left alone. Returns
         those that cannot be removed.
@@ -99,8 +100,11 @@ class RunDirectory:
         records = {name for name in self._names(b"mounts") if _device(name) is not None}
         if not left and not records:
             return []
-        for table in (mounts(), *(found for _process, found in namespace_mounts())):
-            for mount in table:
+        host = mount_tables()
+        if host.unseen:
+            return []
+        for table in host.tables:
+            for mount in table.mounts:
                 left.difference_update(layers_of(mount).lowers)
                 records.discard(_name(mount.device))
         for name in records:

@@ -1,149 +1,146 @@
-"""Who uses a layer: mounts of any namespace, processes with files of a mount that is gone (formats/mounts.md 4)."""
+"""Who uses a layer: mounts of any namespace, and processes with something open (formats/mounts.md section 4)."""
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Iterator
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from mkmeta.errors import printable
-from mkmeta.linux.filesystem import is_overlay
-from mkmeta.linux.mountinfo import Mount, mount_id, mounts, processes
-from mkmeta.mounts.live import layers_of
-from mkmeta.mounts.overlay import closing
+from mkmeta.linux.mountinfo import Mount
+from mkmeta.linux.namespaces import Proc, Table, Tables, Unseen, denied, host_tables, open_proc
+from mkmeta.linux.watched import watched
+from mkmeta.mounts.holding import Found, Held, Looker
+from mkmeta.mounts.likeness import Layer, Likeness
+from mkmeta.mounts.live import Layers, layers_of
 from mkmeta.mounts.profile import INNER_SOURCE, SOURCE
 
-_DELETED = b" (deleted)"  # what readlink of /proc/PID/fd appends
-_WITNESSES = 1000  # directories looked into for a regular file
+_PASSES: Final = 5  # over the processes, until there are no new ones; a host that forks faster is not waited for
+_OF_STORE = re.compile(rb"(?:^|/)(?:current/|\.\.?/|)(?:private/)?(?:layer|\.\.?)(?:/|$)")
 
 
 @dataclass(frozen=True)
-class Held:
-    """Something a process has open on an overlay mount."""
+class Usage:
+    """All mounts of this host and what processes have open, as they were for a moment."""
 
-    process: int
-    mount_id: int
-    path: bytes  # from the root of the mount when that is mounted nowhere
-    link: bytes  # in /proc, through which it can be reached
-
-
-def uses(mount: Mount, short_id: str, directory: bytes, where: Mount) -> bool:
-    """Whether a mount uses the generation in `directory`; `where` is the mount that directory is on."""
-    if mount.source in (SOURCE + short_id.encode(), INNER_SOURCE + short_id.encode()):
-        return True
-    layers = layers_of(mount)
-    named = (*layers.lowers, *layers.data, *([layers.upper] if layers.upper else ()))
-    if any(_is_at_or_below(path, directory) for path in named):
-        return True
-    root = where.root.rstrip(b"/") + directory.removeprefix(where.point.rstrip(b"/"))
-    return mount.device == where.device and _is_at_or_below(mount.root, root)
+    tables: list[Table]
+    held: list[Held]
+    unseen: list[Unseen]
+    like: dict[int, frozenset[bytes] | None]  # device of an overlay: which of the layers it has on top; None: any
 
 
-def held_on_overlays() -> Iterator[tuple[Held, bool]]:
-    """What processes have open on overlays, and whether the mount is in the process's mount table.
+def look(layers: Sequence[bytes] = ()) -> Usage:
+    """Looks at the whole host; `layers` are paths of layers that what is found is compared with.
 
-    Descriptors, working directories, roots, executables, mappings. Processes that end meanwhile, or are not ours to
-    look at, are passed over.
+    Of no file that is not on overlayfs is anything asked, and nothing hangs: what gives no answer is `unseen`. Holds no
+    lock and changes nothing. Raises OSError when there is no proper /proc.
     """
-    tables: dict[int, frozenset[int]] = {}
-    boring: set[tuple[int, bytes]] = set()  # (namespace, path of a mapping) seen not to be on an overlay
-    for process in processes():
-        try:
-            namespace = os.stat(f"/proc/{process}/ns/mnt").st_ino
-            if namespace not in tables:
-                tables[namespace] = frozenset(mount.id for mount in mounts(process))
-            for held in _held_by(process, namespace, boring):
-                yield held, held.mount_id in tables[namespace]
-        except OSError:
-            continue
+    compared = [Layer.at(path) for path in layers]
+    with open_proc() as proc:
+        host = host_tables(proc)
+        unseen = [*host.unseen, *host.partly]
+        looker = Looker(proc, host.tables, compared)
+        held: list[Held] = []
+        trees: list[Table] = []
+        closed: list[int] = []
+        for process, found in _processes(proc, looker):
+            if found is None:
+                what = f"process {proc.command(process)} cannot be looked into: no answer, perhaps of a dead server"
+                unseen.append(Unseen(what, "end it, or see to the server"))
+            else:
+                held += found.held
+                trees += found.trees
+                unseen += found.unseen
+                closed += [process] if found.closed else []
+        unseen += denied(proc, closed)
+        tables = [*host.tables, *trees]
+        return Usage(tables, held, list(dict.fromkeys(unseen)), _likenesses(proc, tables, compared, unseen))
 
 
-def is_of_layer(held: Held, layer: bytes, witness: bytes | None) -> bool:
-    """Whether what is held belongs to a mount of this layer, judged by inode numbers; `witness` is a file in it."""
-    try:
-        with closing(os.open(held.link, os.O_PATH | os.O_CLOEXEC)) as fd:
-            status = os.fstat(fd)
-            if not stat.S_ISDIR(status.st_mode):
-                return os.lstat(layer + held.path.removesuffix(_DELETED)).st_ino == status.st_ino
-            if witness is None:
-                return False
-            with closing(_root_of(fd)) as root:
-                there = os.stat(witness, dir_fd=root, follow_symlinks=False)
-                return there.st_ino == os.lstat(layer + b"/" + witness).st_ino
-    except OSError:
-        return False
-
-
-def witness_of(layer: bytes) -> bytes | None:
-    """The path, in a layer, of a regular file: its inode number tells mounts of this layer from others."""
-    ahead = [b""]
-    for _ in range(_WITNESSES):
-        if not ahead:
-            return None
-        path = ahead.pop()
-        with os.scandir(layer + b"/" + path) as entries:
-            for entry in entries:
-                below = path + b"/" + entry.name if path else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    ahead.append(below)
-                elif entry.is_file(follow_symlinks=False):
-                    return below
-    return None
+def mount_tables() -> Tables:
+    """The mount tables of this host. Raises OSError when there is no proper /proc."""
+    with open_proc() as proc:
+        return host_tables(proc)
 
 
 def command_of(process: int) -> str:
     """The name of a process's command, printable: a process gives itself any; empty when it has ended."""
-    try:
-        with open(f"/proc/{process}/comm", "rb") as file:
-            return printable(file.read().removesuffix(b"\n"))
-    except OSError:
-        return ""
+    with contextlib.suppress(OSError), open(f"/proc/{process}/comm", "rb") as file:
+        return printable(file.read().removesuffix(b"\n"))
+    return ""
 
 
-def _held_by(process: int, namespace: int, boring: set[tuple[int, bytes]]) -> Iterator[Held]:
-    top = b"/proc/%d" % process
-    for name in (b"cwd", b"root", b"exe"):
-        yield from _held(process, top + b"/" + name)
-    for name in os.listdir(top + b"/fd"):
-        yield from _held(process, top + b"/fd/" + name)
-    for name in os.listdir(top + b"/map_files"):
-        link = top + b"/map_files/" + name
-        try:
-            path = os.readlink(link)
-        except OSError:
-            continue
-        if (namespace, path) in boring:
-            continue
-        found = list(_held(process, link))
-        if not found:
-            boring.add((namespace, path))
-        yield from found
+def lowers_named() -> frozenset[bytes] | None:
+    """The lower layers of all overlays of this host, as they were named; None when there may be others.
+
+    Raises OSError when there is no proper /proc.
+    """
+    host = mount_tables()
+    if host.unseen:
+        return None
+    return frozenset(lower for table in host.tables for mount in table.mounts for lower in layers_of(mount).lowers)
 
 
-def _held(process: int, link: bytes) -> Iterator[Held]:
-    try:
-        path = os.readlink(link)
-        if not path.startswith(b"/"):
+def uses(mount: Mount, short_id: str, name: bytes, device: int, root: bytes) -> bool:
+    """Whether a mount says that it uses the generation `name`, which is the directory `root` of a filesystem.
+
+    By its source; by the name of a layer, in which the generation's own occurs, wherever its store was then; by the
+    directory that it shows.
+    """
+    if mount.source in (SOURCE + short_id.encode(), INNER_SOURCE + short_id.encode()):
+        return True
+    if any(name in path.split(b"/") for path in _named(layers_of(mount))):
+        return True
+    return mount.device == device and (mount.root == root or mount.root.startswith(root + b"/"))
+
+
+def may_be_of_any(mount: Mount, *, identified: bool) -> bool:
+    """Whether a layer may be of any generation: named through `current`, or by a relative path.
+
+    `identified`: of one of the names it is known what it is.
+    """
+    doubtful = [
+        path
+        for path in _named(layers_of(mount))
+        if _OF_STORE.search(path) and (not path.startswith(b"/") or b"current" in path.split(b"/"))
+    ]
+    return len(doubtful) > identified
+
+
+def is_identified(mount: Mount) -> bool:
+    """Whether an overlay says by its source that it is mkmeta's, and of which manifest."""
+    return mount.source.startswith((SOURCE, INNER_SOURCE))
+
+
+def _named(layers: Layers) -> list[bytes]:
+    return [*layers.lowers, *layers.data, *([layers.upper] if layers.upper else ())]
+
+
+def _processes(proc: Proc, looker: Looker) -> Iterator[tuple[int, Found | None]]:
+    """What each process holds, those included that are made meanwhile."""
+    done: set[int] = set()
+    for _ in range(_PASSES):
+        ahead = [process for process in proc.processes() if process not in done]
+        if not ahead:
             return
-        with closing(os.open(link, os.O_PATH | os.O_CLOEXEC)) as fd:
-            if is_overlay(fd):
-                yield Held(process, mount_id(fd), path, link)
-    except OSError:
-        return  # closed, or gone
+        done.update(ahead)
+        yield from watched(looker.look, ahead)
 
 
-def _root_of(fd: int) -> int:
-    """The root of the mount that a directory is on, however deep: `..` of a root is the root itself."""
-    here = os.dup(fd)
-    while True:
-        above = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
-        same = os.path.samestat(os.fstat(above), os.fstat(here))
-        os.close(here)
-        if same:
-            return above
-        here = above
-
-
-def _is_at_or_below(path: bytes, directory: bytes) -> bool:
-    return path == directory or path.startswith(directory.rstrip(b"/") + b"/")
+def _likenesses(
+    proc: Proc, tables: list[Table], layers: list[Layer], unseen: list[Unseen]
+) -> dict[int, frozenset[bytes] | None]:
+    """Which layers overlays of other makers have on top: asked of each overlay, not of each of its mounts."""
+    ahead: dict[int, list[tuple[Table, Mount]]] = {}
+    for table in tables:
+        for mount in table.mounts:
+            if mount.fstype == b"overlay" and not is_identified(mount):
+                ahead.setdefault(mount.device, []).append((table, mount))
+    likeness = Likeness(proc, layers)
+    found: dict[int, frozenset[bytes] | None] = {}
+    if layers:
+        for places, like in watched(likeness.of_mounted, list(ahead.values())):
+            found[places[0][1].device] = like.layers if like is not None else None
+    return found

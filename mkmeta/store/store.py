@@ -13,7 +13,7 @@ from typing import Final, Self
 
 from mkmeta.errors import NoGenerationError, StoreError, reason
 from mkmeta.store.generation import GENERATIONS, Generation
-from mkmeta.store.lock import held
+from mkmeta.store.lock import changed, held
 from mkmeta.store.record import Record, encode, write_file
 
 __all__ = ["Generation", "Store"]
@@ -73,6 +73,10 @@ class Store:
     @property
     def _about(self) -> bytes:
         return os.path.join(self.path, _ABOUT)
+
+    @property
+    def _lock(self) -> bytes:
+        return os.path.join(self.path, b"lock")
 
     @property
     def _generations(self) -> bytes:
@@ -181,15 +185,19 @@ class Store:
 
     # --- locks: section 2; each raises LockedError after `wait` seconds ---
 
-    def lock(self, purpose: str, *, wait: float, note: Note) -> AbstractContextManager[None]:
-        """Held while generations or `current` change, or must not."""
-        return held(os.path.join(self.path, b"lock"), purpose, wait=wait, note=note)
+    def lock(self, purpose: str, *, wait: float, note: Note) -> AbstractContextManager[int]:
+        """Held while generations or `current` change, or must not. Gives the `changed` of before."""
+        return held(self._lock, purpose, wait=wait, note=note)
 
-    def build_lock(self, purpose: str, *, wait: float, note: Note) -> AbstractContextManager[None]:
+    def changed(self) -> int:
+        """When `lock` was last taken or given back: while that stays, nothing was chosen, added or mounted."""
+        return changed(self._lock)
+
+    def build_lock(self, purpose: str, *, wait: float, note: Note) -> AbstractContextManager[int]:
         """Held by the one who builds."""
         return held(os.path.join(self.path, b"build.lock"), purpose, wait=wait, note=note)
 
-    def publish_lock(self, purpose: str, *, wait: float, note: Note) -> AbstractContextManager[None]:
+    def publish_lock(self, purpose: str, *, wait: float, note: Note) -> AbstractContextManager[int]:
         """Held by the one who publishes."""
         return held(os.path.join(self.path, b"publish.lock"), purpose, wait=wait, note=note)
 

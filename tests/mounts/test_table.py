@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from mkmeta.linux.filesystem import filesystem_type
 from mkmeta.linux.mount import leave_mount_namespace, mount
-from mkmeta.linux.mountinfo import Mount, mount_of, mounts, namespace_mounts, parse
+from mkmeta.linux.mountinfo import Mount, mount_of, mounts, parse
 from mkmeta.mounts.live import layers_of, live_at, live_mounts
-from mkmeta.mounts.users import uses
+from mkmeta.mounts.users import may_be_of_any, mount_tables, uses
 from tests.store.processes import fork, wait
 
 # white space as bytes.split, bytes.splitlines and str.splitlines have it; what separates in a mount table
@@ -71,7 +71,8 @@ def test_no_table_is_fatal(table: bytes) -> None:
     found = parse(table)
     assert len(found) <= table.count(b"\n") + 1
     for one in found:
-        uses(one, "0123456789ab", b"/store/generations/000001-0123456789ab", one)
+        uses(one, "0123456789ab", b"000001-0123456789ab", one.device, b"/store/generations/000001-0123456789ab")
+        may_be_of_any(one, identified=False)
         live_at(one.point, found)
     for live in live_mounts(found):
         assert (live.verity, live.userxattr, live.point) is not None
@@ -117,7 +118,10 @@ def test_mount_points_and_sources_of_any_bytes(tmp_path: Path) -> None:
         table = mounts()
         for name in names:
             check(mount_of(top + b"/" + name, table), name)
-        assert any(top + b"/" + names[0] in [one.point for one in found] for _, found in namespace_mounts())
+        assert any(
+            top + b"/" + names[0] in [one.point for one in found]
+            for found in [table.mounts for table in mount_tables().tables]
+        )
         return 0
 
     def check(found: Mount, name: bytes) -> None:

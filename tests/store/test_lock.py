@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mkmeta.errors import ExitCode, LockedError, StoreError
-from mkmeta.store.lock import held
+from mkmeta.store.lock import changed, held
 from tests.store.processes import fork, wait
 from tests.store.stores import ignore
 
@@ -53,7 +53,7 @@ def test_the_file_names_who_holds_it(path: bytes) -> None:
     with held(path, "gc", wait=0, note=ignore):
         assert Path(os.fsdecode(path)).read_text() == f"{os.getpid()} gc\n"
     assert Path(os.fsdecode(path)).read_bytes() == b""
-    assert Path(os.fsdecode(path)).stat().st_mode == 0o100644
+    assert Path(os.fsdecode(path)).stat().st_mode == 0o100600
 
 
 def test_the_umask_does_not_matter(path: bytes) -> None:
@@ -63,7 +63,7 @@ def test_the_umask_does_not_matter(path: bytes) -> None:
             pass
     finally:
         os.umask(before)
-    assert os.stat(path).st_mode == 0o100644
+    assert os.stat(path).st_mode == 0o100600
 
 
 def test_who_does_not_get_it_is_told_who_has_it(path: bytes) -> None:
@@ -132,7 +132,10 @@ def test_what_is_no_lock(path: bytes, make: Callable[[bytes], None], message: st
 
 
 @pytest.mark.needs("root")
-def test_a_lock_one_may_only_read(path: bytes) -> None:
+def test_others_can_neither_open_nor_hold_it(path: bytes) -> None:
+    """Also one that an earlier mkmeta left open to all, once it was used."""
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+    os.chmod(path, 0o644)
     with held(path, "build", wait=0, note=ignore):
         pass
 
@@ -140,10 +143,37 @@ def test_a_lock_one_may_only_read(path: bytes) -> None:
         os.chdir(os.path.dirname(path))  # what is above it is closed to others
         os.chmod(b".", 0o755)
         os.setuid(65534)
-        with held(b"lock", "status", wait=0, note=ignore):
-            return 0 if Path("lock").read_bytes() == b"" else 1
+        with pytest.raises(PermissionError):
+            os.open(b"lock", os.O_RDONLY)
+        with pytest.raises(StoreError, match="lock: cannot be opened: permission denied") as caught:
+            held(b"lock", "status", wait=0, note=ignore).__enter__()
+        return 0 if caught.value.hint else 1
 
     assert wait(fork(run)) == 0
+
+
+@pytest.mark.needs("root")
+def test_a_lock_of_somebody_elses_making(path: bytes) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
+    os.chown(path, 65534, 65534)
+    with pytest.raises(StoreError, match="somebody else made it"), held(path, "gc", wait=0, note=ignore):
+        pytest.fail("got it")
+    os.chown(os.path.dirname(path), 65534, 65534)  # the store is his: then root may
+    with held(path, "gc", wait=0, note=ignore):
+        pass
+
+
+def test_what_was_done_meanwhile_shows(path: bytes) -> None:
+    assert changed(path) == 0
+    with held(path, "gc", wait=0, note=ignore):
+        pass
+    before = changed(path)
+    time.sleep(0.03)  # more than a tick of the kernel's clock
+    with held(path, "gc", wait=0, note=ignore) as last:
+        assert last == before
+    time.sleep(0.03)
+    with held(path, "gc", wait=0, note=ignore) as last:
+        assert last > before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
