@@ -6,6 +6,7 @@ import argparse
 import os
 
 from mkmeta.build import BuildOptions, BuildResult, build, check_id, sink_for
+from mkmeta.cli.arguments import filled
 from mkmeta.cli.composefs import (
     COMPOSEFS,
     add_composefs_arguments,
@@ -54,10 +55,10 @@ The last line on stdout is the manifest's ID; with --swap, a line with the name 
 --format erofs one with the digest of the image.
 
 examples:
-  mkmeta build sw.mkm /var/lib/mkmeta/sw
-  mkmeta build --swap --expect-id $ID sw.mkm /var/lib/mkmeta/sw    replace the layer, keep the old one
+  mkmeta build sw.mkm /srv/layers/sw
+  mkmeta build --swap --expect-id $ID sw.mkm /srv/layers/sw        replace the layer, keep the old one
   mkmeta build --userxattr sw.mkm layer                            for mounts in user namespaces
-  ssh publisher cat sw.mkm | mkmeta build - /var/lib/mkmeta/sw
+  ssh publisher cat sw.mkm | mkmeta build - /srv/layers/sw
   mkmeta build sw.mkm --store /var/lib/mkmeta/sw                   add a generation and make it the current one
   mkmeta build --format erofs sw.mkm sw.erofs                      one file, for mount -t erofs
   mkmeta build --format composefs tree.dump tree.cfs               as mkcomposefs --from-file tree.dump tree.cfs
@@ -85,7 +86,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     add_manifest_argument(parser)
     parser.add_argument(
-        "dest", metavar="DEST", nargs="?", help="directory or image to make; the directory it goes into must exist"
+        "dest",
+        metavar="DEST",
+        type=filled,
+        nargs="?",
+        help="directory or image to make; the directory it goes into must exist",
     )
     parser.add_argument(
         "--format",
@@ -95,13 +100,13 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     add_composefs_arguments(parser)
     parser.add_argument(
-        "--store", metavar="STORE", type=os.fsencode, help="add the layer to this store, instead of making DEST"
+        "--store", metavar="STORE", type=filled, help="add the layer to this store, instead of making DEST"
     )
     add_wait(parser, default=_WAIT)
     parser.add_argument(
         "--swap",
         action="store_true",
-        help="if DEST exists, exchange it with the new layer in one step; a tree becomes DEST.old-ID, an image goes",
+        help="if DEST is a layer, exchange it with the new one in one step; a tree becomes DEST.old-ID, an image goes",
     )
     parser.add_argument(
         "--discard", action="store_true", help="with --swap: remove the old layer instead of keeping it"
@@ -110,7 +115,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--base",
         metavar="LAYER",
-        type=os.fsencode,
+        type=filled,
         help="share unchanged files with this layer, generation or store on the same filesystem (default: share none)",
     )
     parser.add_argument(
@@ -163,9 +168,9 @@ def run(args: argparse.Namespace) -> int:
             line.update(done)
 
         if args.format == COMPOSEFS:
-            _report(build_composefs(reader, options, args, progress), os.fsencode(args.dest), args)
+            _report(build_composefs(reader, options, args, progress), args.dest, args)
         elif args.store is None:
-            dest = os.fsencode(args.dest)
+            dest: bytes = args.dest
             sink = sink_for(dest, options, swap=args.swap, discard=args.discard)
             _report(build(reader, sink, options, progress), dest, args)
         else:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
+from mkmeta.cli.arguments import filled
 from mkmeta.cli.host_arguments import add_wait, notes, seconds
 from mkmeta.cli.output import emit, note
 from mkmeta.cli.progress import ProgressLine
@@ -38,9 +38,7 @@ exit codes:
 def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Adds the verb."""
     parser = add_verb(verbs, "gc", summary="remove generations nobody uses", description=_DESCRIPTION, epilog=_EPILOG)
-    parser.add_argument(
-        "store", metavar="STORE", type=os.fsencode, help="a store, as `mkmeta build --store` makes them"
-    )
+    parser.add_argument("store", metavar="STORE", type=filled, help="a store, as `mkmeta build --store` makes them")
     parser.add_argument(
         "--keep", metavar="N", type=_count, default=3, help="of the newest generations (default: %(default)s)"
     )

@@ -9,7 +9,7 @@ from typing import Self
 from mkmeta.errors import IdMismatchError, NoGenerationError
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.plan import Plan
-from mkmeta.store.generation import GENERATIONS, LAYER, Generation
+from mkmeta.store.generation import LAYER, Generation, generation_of
 from mkmeta.store.store import Store
 
 
@@ -32,11 +32,7 @@ class FoundLayer:
             if current is None:
                 raise NoGenerationError("has no generation yet", path=path, hint="mkmeta build --store adds one")
             return cls(current.layer, current)
-        inside, name = os.path.split(real)
-        directory = inside if name == LAYER else real
-        generations, name = os.path.split(directory)
-        store, middle = os.path.split(generations)
-        generation = Generation.named(store, name) if middle == GENERATIONS else None
+        generation = generation_of(real) or generation_of(os.path.join(real, LAYER))
         return cls(generation.layer, generation) if generation else cls(real, None)
 
     def plan(self) -> Plan:

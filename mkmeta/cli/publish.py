@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
+from mkmeta.cli.arguments import filled
 from mkmeta.cli.host_arguments import add_wait, notes
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
@@ -48,11 +48,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser = add_verb(
         verbs, "publish", summary="announce a generation to clients", description=_DESCRIPTION, epilog=_EPILOG
     )
-    parser.add_argument("store", metavar="STORE", type=os.fsencode, help="made by mkmeta build --store")
+    parser.add_argument("store", metavar="STORE", type=filled, help="made by mkmeta build --store")
     parser.add_argument(
         "--pointer",
         metavar="FILE",
-        type=os.fsencode,
+        type=filled,
         required=True,
         help="file to make or replace; manifests appear beside it as FILE-NUMBER-ID.mkm, and old ones go",
     )

@@ -9,15 +9,19 @@ import sys
 import time
 from typing import Any, BinaryIO
 
+from mkmeta.cli.arguments import filled
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, UsageError, human_bytes, printable, reason
 from mkmeta.manifest.output import atomic_output, spooled_output
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.manifest.walk import WORKERS_MAX
 from mkmeta.model import Counts, DigestName, HardLinks
 from mkmeta.scanner.scan import OnError, ScanOptions, ScanReport, scan
 from mkmeta.workers import available_processors
+
+_JOBS_PER_PROCESSOR = 4  # more only wait, and take memory
 
 _DESCRIPTION = """\
 Walks the selected subtrees of ROOT, a directory of released software, and records every name, attribute and digest
@@ -60,12 +64,12 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument("root", metavar="ROOT", type=os.fsencode, help="the directory that will be the lower layer")
+    parser.add_argument("root", metavar="ROOT", type=filled, help="the directory that will be the lower layer")
     parser.add_argument(
         "-o",
         "--output",
         metavar="MANIFEST",
-        type=os.fsencode,
+        type=filled,
         required=True,
         help="the manifest to write; it appears when it is complete. - is stdout (the ID goes to stderr then)",
     )
@@ -73,7 +77,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     what.add_argument(
         "--select",
         metavar="PATTERN",
-        type=os.fsencode,
+        type=filled,
         action="append",
         default=[],
         help="record what matches; may be given many times. Without any, everything below ROOT is recorded",
@@ -81,7 +85,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     what.add_argument(
         "--select-from",
         metavar="FILE",
-        type=os.fsencode,
+        type=filled,
         action="append",
         default=[],
         help="read patterns from FILE, one a line; - is stdin; empty lines and lines starting with # are skipped",
@@ -89,7 +93,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     what.add_argument(
         "--hide",
         metavar="PATTERN",
-        type=os.fsencode,
+        type=filled,
         action="append",
         default=[],
         help="leave out what matches, with all below it. Careful: inside a recorded directory it becomes invisible "
@@ -98,7 +102,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     what.add_argument(
         "--drop-xattr",
         metavar="PATTERN",
-        type=os.fsencode,
+        type=filled,
         action="append",
         default=[],
         help="do not record the extended attributes whose names match, such as 'security.selinux' or 'lustre.*'; "
@@ -116,14 +120,14 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     again.add_argument(
         "--base",
         metavar="MANIFEST",
-        type=os.fsencode,
+        type=filled,
         help="an earlier manifest of ROOT: what has not changed since, by inode number, change time, mtime and size, "
         "is not read again. Patterns and digests that are not given are those of the base",
     )
     again.add_argument(
         "--only",
         metavar="PATTERN",
-        type=os.fsencode,
+        type=filled,
         action="append",
         default=[],
         help="with --base: look at what matches and nothing else; the rest is taken from the base unseen. For whoever "
@@ -137,7 +141,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "-j",
         "--jobs",
         metavar="N",
-        type=_positive,
+        type=_jobs,
         default=available_processors(),
         help="worker processes (default: %(default)s, one per processor)",
     )
@@ -295,9 +299,10 @@ def _digests(text: str) -> tuple[DigestName, ...]:
     return tuple(name for name in DigestName if name in names)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers")
+def _jobs(text: str) -> int:
+    most = max(WORKERS_MAX, _JOBS_PER_PROCESSOR * available_processors())
+    if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers, from 1 to {most} on this machine")
     return int(text)
 
 

@@ -24,6 +24,7 @@ from mkmeta.mounts.profile import EXTRA_OPTIONS, SHORT_ID_DIGITS, MountPlan, Pro
 from mkmeta.mounts.run import Placed, RunDirectory
 from mkmeta.mounts.switch import NewMount, check_room, layers_at, made, place, settle
 from mkmeta.mounts.users import command_of
+from mkmeta.store.generation import generation_of
 from mkmeta.store.lock import held
 from mkmeta.store.store import Generation, Store
 
@@ -158,11 +159,10 @@ def live_mount(point: bytes, run: RunDirectory) -> LiveMount:
 
 def store_of(live: LiveMount) -> tuple[bytes, int]:
     """The store and the number of the generation that is mounted. Raises StoreError when it is not in a store."""
-    parts = live.layer.rsplit(b"/", 3)  # STORE/generations/NUMBER-ID/layer
-    number = parts[2].split(b"-")[0] if len(parts) == 4 and parts[1] == b"generations" else b""
-    if not number.isdigit():
+    generation = generation_of(live.layer)
+    if generation is None:
         raise StoreError("is mounted from a layer that is in no store", path=live.point)
-    return parts[0], int(number)
+    return generation.store, generation.number
 
 
 def _flags(request: Request, generation: Generation, volume: Volume) -> MountFlags:

@@ -15,8 +15,10 @@ _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)  # the tree itself may u
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 
 
-def remove_tree(name: bytes, *, dir_fd: int, removed: Callable[[], None] = lambda: None) -> None:
+def remove_tree(name: bytes, *, dir_fd: int, fd: int | None = None, removed: Callable[[], None] = lambda: None) -> None:
     """Removes the directory `name` in `dir_fd` with everything in it. Raises OSError at what cannot be removed.
+
+    With `fd`, only if it is the directory open as that: whoever may write to `dir_fd` can put any other at its name.
 
     Calls `removed` after each entry that is gone; what it raises ends the removal, which another call continues.
 
@@ -25,6 +27,8 @@ def remove_tree(name: bytes, *, dir_fd: int, removed: Callable[[], None] = lambd
     """
     top = _open(name, dir_fd)
     try:
+        if fd is not None and not os.path.samestat(os.fstat(fd), os.fstat(top)):
+            raise FileExistsError(errno.EEXIST, "somebody put another directory in its place", name)
         numbers = count()
         left = True
         while left:

@@ -16,7 +16,7 @@ from mkmeta.linux.syscalls import RENAME_NOREPLACE, renameat2
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import DigestName
 from mkmeta.sinks.directory.staging import make_locked
-from mkmeta.store.generation import ABOUT, GENERATIONS, LAYER, MANIFEST, SHORT_ID_DIGITS, About, Generation
+from mkmeta.store.generation import ABOUT, GENERATIONS, LAYER, MANIFEST, PRIVATE, SHORT_ID_DIGITS, About, Generation
 from mkmeta.store.record import NUMBER_MAX, write_file
 from mkmeta.store.removal import NEW, remove_unfinished
 from mkmeta.store.store import Note, Store
@@ -144,11 +144,13 @@ def _fill(
 ) -> BuildResult:
     """Writes everything a generation holds, durably. The layer is built from the copy of the manifest that is kept."""
     path = os.path.join(unfinished.path, MANIFEST)
-    with open(path, "xb") as copy:
+    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as copy:
         reader.copy_to(copy)
+    os.mkdir(PRIVATE, 0o700, dir_fd=unfinished.fd)
+    os.symlink(os.path.join(PRIVATE, LAYER), LAYER, dir_fd=unfinished.fd)
     with ManifestReader.open(path) as kept:
         check_id(kept, reader.id)
-        dest = os.path.join(unfinished.path, LAYER)
+        dest = os.path.join(unfinished.path, PRIVATE, LAYER)
         try:
             result = build(kept, sink_for(dest, options), options, progress)  # ends with syncfs
         except BuildError as error:
@@ -156,7 +158,6 @@ def _fill(
                 error.path = unfinished.store.path  # a name nobody knows, and that is gone
             raise
     write_file(ABOUT, about.encode(generation.number), dir_fd=unfinished.fd)
-    os.fchmod(unfinished.fd, 0o755)
     os.fsync(unfinished.fd)
     return result
 
@@ -187,7 +188,7 @@ class _Unfinished:
                 with contextlib.suppress(
                     OSError
                 ):  # there is something more important to say; the next build removes it
-                    remove_tree(self._name, dir_fd=self._generations)
+                    remove_tree(self._name, dir_fd=self._generations, fd=self.fd)
         finally:
             os.close(self.fd)
             os.close(self._generations)
@@ -204,6 +205,8 @@ class _Unfinished:
         except BaseException:
             self.store.drop_prepared()
             raise
+        os.fchmod(self.fd, 0o755)  # not before: others could lock it, and it would never be removed
+        os.fsync(self.fd)
         os.fsync(self._generations)
         if make_current:
             self.store.set_current(generation)

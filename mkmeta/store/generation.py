@@ -17,6 +17,7 @@ from mkmeta.store.record import NUMBER_MAX, Record, encode, utc_now
 GENERATIONS: Final = b"generations"  # the directory of them, in the store
 MANIFEST: Final = b"manifest.mkm"
 LAYER: Final = b"layer"
+PRIVATE: Final = b"private"  # closed to all but the owner and root; the layer is in it
 ABOUT: Final = b"generation.json"
 SHORT_ID_DIGITS: Final = 12  # FORMAT
 _KIND = "mkmeta-generation"
@@ -76,6 +77,15 @@ def _kind(record: Record) -> LayerKind:
     return LayerKind(kind)
 
 
+def generation_of(layer: bytes) -> Generation | None:
+    """The generation that a directory is the layer of, by its path alone."""
+    directory, name = os.path.split(layer)
+    directory = os.path.dirname(directory) if os.path.basename(directory) == PRIVATE else directory
+    generations, own = os.path.split(directory)
+    store, middle = os.path.split(generations)
+    return Generation.named(store, own) if name == LAYER and middle == GENERATIONS else None
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """A generation; that it is one, its name says."""
@@ -105,8 +115,9 @@ class Generation:
 
     @property
     def layer(self) -> bytes:
-        """What is mounted."""
-        return os.path.join(self.path, LAYER)
+        """What is mounted. Generations of the first mkmeta have it where others now have a link to it."""
+        private = os.path.join(self.path, PRIVATE)
+        return os.path.join(private if os.path.isdir(private) else self.path, LAYER)
 
     @property
     def manifest(self) -> bytes:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from mkmeta.errors import StoreError, reason
+from mkmeta.linux.descriptors import closing
 from mkmeta.linux.names import list_names
 from mkmeta.linux.syscalls import RENAME_NOREPLACE, open_beneath, renameat2
 from mkmeta.sinks.directory.staging import remove_if_free
-from mkmeta.store.generation import GENERATIONS, Generation
+from mkmeta.store.generation import GENERATIONS, PRIVATE, Generation
 from mkmeta.store.store import Store
 
 NEW: Final = b".new-"  # and eight hexadecimal digits: being built
@@ -71,10 +72,8 @@ def _remove(store: Store, pattern: re.Pattern[bytes], removed: Callable[[], None
             for name in filter(pattern.fullmatch, list_names(generations)):
                 try:
                     fd = open_beneath(name, _OPEN_DIRECTORY, dir_fd=generations)
-                    try:
-                        remove_if_free(name, fd, dir_fd=generations, removed=removed)
-                    finally:
-                        os.close(fd)
+                    with closing(fd), closing(_lockable(fd)) as lock:
+                        remove_if_free(name, fd, dir_fd=generations, lock=lock, removed=removed)
                 except FileNotFoundError:
                     continue  # somebody else was faster
                 except OSError as error:
@@ -84,6 +83,14 @@ def _remove(store: Store, pattern: re.Pattern[bytes], removed: Callable[[], None
     except OSError as error:
         raise StoreError(f"cannot be listed: {reason(error)}", path=os.path.join(store.path, GENERATIONS)) from None
     return stubborn
+
+
+def _lockable(fd: int) -> int:
+    """What of a generation, or of a part of one, is to be locked: what no other user of the host can lock, for ever."""
+    try:
+        return open_beneath(PRIVATE, _OPEN_DIRECTORY, dir_fd=fd)
+    except FileNotFoundError:
+        return os.dup(fd)
 
 
 class _Paced:

@@ -6,12 +6,15 @@ import contextlib
 import fcntl
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Self
 
-from mkmeta.errors import NoGenerationError, StoreError, reason
+from mkmeta.errors import NoGenerationError, StoreError, UsageError, reason
+from mkmeta.linux.names import list_names
+from mkmeta.linux.syscalls import open_beneath
 from mkmeta.store.generation import GENERATIONS, Generation
 from mkmeta.store.lock import changed, held
 from mkmeta.store.record import Record, encode, write_file
@@ -24,7 +27,9 @@ _CURRENT: Final = b"current"
 _NEXT: Final = b".current"  # the link before it is renamed
 _FOUND_IN_EMPTY: Final = re.compile(rb"lost\+found|generations|\.store\.json")  # by mkfs, by a killed `_make`
 _NAMED_AT_MOST = 10  # generations in a message
-_DIRECTORY_MODE: Final = 0o755
+_DIRECTORY_MODE: Final = 0o755  # what nobody else may see is deeper, in a generation's `private`
+_UNFINISHED_MODE: Final = 0o700
+_MAKING_TAKES: Final = 5.0  # seconds at most
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAKE = "mkmeta build MANIFEST --store STORE makes one"
 _SET = "mkmeta activate --generation N, or the next mkmeta build --store, sets it anew"
@@ -41,6 +46,7 @@ class Store:
     @classmethod
     def open(cls, path: bytes) -> Self:
         """Opens a store. Raises StoreError."""
+        _check_named(path)
         store = cls(os.path.realpath(path))
         try:
             Record.read(store._about, _KIND, hint="this store.json is not from mkmeta, or damaged: name another store")
@@ -52,14 +58,15 @@ class Store:
     @classmethod
     def open_or_create(cls, path: bytes) -> Self:
         """Opens a store; makes it first where nothing or an empty directory is. Raises StoreError."""
+        _check_named(path)
         real = os.path.realpath(path)
         if not os.path.lexists(os.path.join(real, _ABOUT)):
             made = False
             try:
                 with contextlib.suppress(FileExistsError):
-                    _mkdir(real)
+                    os.mkdir(real, _UNFINISHED_MODE)
                     made = True
-                _make(real, path)
+                _make(real, path, made=made)
             except OSError as error:
                 if made:
                     with contextlib.suppress(OSError):
@@ -202,12 +209,21 @@ class Store:
         return held(os.path.join(self.path, b"publish.lock"), purpose, wait=wait, note=note)
 
 
-def _make(real: bytes, path: bytes) -> None:
-    """Makes an empty directory a store, once. Raises StoreError and OSError."""
-    fd = os.open(real, _OPEN_DIRECTORY)
+def _check_named(path: bytes) -> None:
+    """Raises UsageError for the empty path, which would be the working directory."""
+    if not path:
+        raise UsageError("the path of the store is empty: was a variable not set?")
+
+
+def _make(real: bytes, path: bytes, *, made: bool) -> None:
+    """Makes an empty directory a store, once; `made`: we made it just now. Raises StoreError and OSError."""
+    fd = os.open(real, _OPEN_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)  # for a moment: two first builds at once
-        names = list(map(os.fsencode, os.listdir(fd)))
+        if made and os.fstat(fd).st_uid != os.geteuid():
+            hint = "make it in a directory that only you can write to"
+            raise StoreError("somebody else put another directory in its place", path=path, hint=hint)
+        _lock_for_a_moment(fd)  # two first builds at once
+        names = list_names(fd)
         if _ABOUT in names:
             return
         if not all(_FOUND_IN_EMPTY.fullmatch(name) for name in names):
@@ -215,15 +231,27 @@ def _make(real: bytes, path: bytes) -> None:
                 "is no store and not empty", path=path, hint="name a store, an empty directory, or a new one"
             )
         with contextlib.suppress(FileExistsError):
-            _mkdir(os.path.join(real, GENERATIONS))
+            os.mkdir(GENERATIONS, _UNFINISHED_MODE, dir_fd=fd)
+        generations = open_beneath(GENERATIONS, _OPEN_DIRECTORY, dir_fd=fd)
+        try:
+            os.fchmod(generations, _DIRECTORY_MODE)  # whatever the umask
+        finally:
+            os.close(generations)
         write_file(_ABOUT, encode(_KIND, {}), dir_fd=fd)
+        if os.fstat(fd).st_mode & 0o777 == _UNFINISHED_MODE and made:
+            os.fchmod(fd, _DIRECTORY_MODE)
     finally:
         os.close(fd)
 
 
-def _mkdir(path: bytes) -> None:
-    os.mkdir(path)
-    os.chmod(path, _DIRECTORY_MODE)  # whatever the umask
+def _lock_for_a_moment(fd: int) -> None:
+    """Waits for who makes the same store, but not for ever: a directory can be locked by any user of the host."""
+    deadline = time.monotonic() + _MAKING_TAKES
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)
 
 
 def _target(generation: Generation) -> bytes:

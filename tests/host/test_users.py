@@ -161,7 +161,9 @@ def test_mounted_by_hand(host: Host, how: str) -> None:
     (host.top / "link").symlink_to(layer)
     mount(os.fsencode(layer), os.fsencode(host.top / "bind"), None, 0x1000)
     options = options.format(store=host.store, volume=host.volume, top=host.top)
-    _by_hand(f"{'' if 'upperdir' in options else 'ro,'}metacopy=on,{options}", host.point, cwd and host.store / cwd)
+    _by_hand(
+        f"{'' if 'upperdir' in options else 'ro,'}metacopy=on,{options}", host.point, host.store / cwd if cwd else None
+    )
     umount2(os.fsencode(host.top / "bind"), MNT_DETACH)
     (host.top / "link").unlink()
     _newer(host)
@@ -255,7 +257,7 @@ def test_others_may_use_the_store_while_gc_looks(host: Host, monkeypatch: pytest
     """No lock is held; and what they do meanwhile is seen, by looking again."""
     host.activate()
     _newer(host)
-    looks = []
+    looks: list[Usage] = []
 
     def look_and_act(layers: list[bytes]) -> Usage:
         usage = look(layers)

@@ -19,8 +19,10 @@ from mkmeta.build import BuildOptions, build, sink_for
 from mkmeta.digest import ObjectId
 from mkmeta.errors import BuildError, IdMismatchError, MkmetaError
 from mkmeta.linux import syscalls
-from mkmeta.linux.syscalls import RENAME_EXCHANGE, renameat2
+from mkmeta.linux.syscalls import RENAME_EXCHANGE, open_beneath, renameat2
 from mkmeta.sinks.directory import node_writer, sink, staging
+from mkmeta.store.adding import add
+from mkmeta.store.store import Store
 from tests.layer.layers import attributes, build_layer, open_reader, snapshot, xattrs
 from tests.layer.manifests import manifest_from
 from tests.vectors.trees import Tree, regular
@@ -70,11 +72,125 @@ def test_swap_never_reuses_a_name(place: Path) -> None:
     assert olds == [None, base, base + b"-1", base + b"-2"]
 
 
-def test_swap_with_a_foreign_directory_keeps_it(place: Path) -> None:
+def test_swap_with_an_empty_directory(place: Path) -> None:
     (place / "layer").mkdir()
-    (place / "layer" / "precious").write_text("x")
     assert build_layer(SMALL, place / "layer", swap=True).published.old == b"layer.old-unknown"
-    assert (place / "layer.old-unknown" / "precious").read_text() == "x"
+
+
+def make_foreign(path: Path) -> None:
+    path.mkdir()
+    (path / "precious").write_text("x")
+
+
+def make_store(path: Path) -> None:
+    Store.open_or_create(os.fsencode(path))
+
+
+def make_generations(path: Path) -> None:
+    path.rmdir()
+    Store.open_or_create(os.fsencode(path.parent))
+
+
+@pytest.mark.parametrize("discard", [False, True])
+@pytest.mark.parametrize(
+    ("make", "name", "message"),
+    [
+        (make_foreign, "layer", "is not a layer that mkmeta built"),
+        (make_store, "layer", "is a store, which keeps several layers"),
+        (make_generations, "layer/generations", "is part of a store, in which nothing is replaced"),
+    ],
+)
+def test_swap_replaces_nothing_but_layers(
+    place: Path, make: Callable[[Path], None], name: str, message: str, discard: bool
+) -> None:
+    (place / name).parent.mkdir(exist_ok=True)
+    if "/" in name:
+        (place / name).mkdir()
+    make(place / name)
+    before = snapshot(place)
+    with pytest.raises(BuildError, match=message):
+        build_layer(SMALL, place / name, swap=True, discard=discard)
+    assert snapshot(place) == before
+
+
+@pytest.mark.parametrize("part", ["", "/layer", "/private", "/private/layer"])
+def test_swap_replaces_no_part_of_a_generation(place: Path, part: str) -> None:
+    store = Store.open_or_create(os.fsencode(place / "store"))
+    with open_reader(SMALL) as reader:
+        added = add(store, reader, BuildOptions(), number=None, make_current=True, wait=0, note=lambda _: None)
+    before = snapshot(place)
+    with pytest.raises(BuildError, match=r"not a layer that mkmeta built|is part of a store|is a symbolic link"):
+        build_layer(SMALL, Path(os.fsdecode(added.generation.path) + part), swap=True)
+    assert snapshot(place) == before
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("instead", ["link", "directory", "nothing"])
+def test_what_others_put_in_the_place_of_the_staging_directory(
+    place: Path, monkeypatch: pytest.MonkeyPatch, instead: str
+) -> None:
+    """Whoever may write to the directory that DEST goes into can do so between mkdir and open; here each time."""
+    place.chmod(0o777)
+    precious = place.parent / "precious"
+    precious.write_text("x")
+    precious.chmod(0o600)
+    swapped: list[Path] = []
+    times = 0
+
+    def swap_then_open(name: bytes, flags: int, *, dir_fd: int) -> int:
+        here = place / os.fsdecode(name)
+        if b".mkmeta-" in name and len(swapped) < times:
+            swapped.append(here)
+            here.rmdir()
+            if instead == "link":
+                here.symlink_to(precious.parent)
+            if instead == "directory":
+                here.mkdir(0o700)
+                (here / "file").symlink_to(precious)
+                os.chown(here, 65534, 65534)
+        return open_beneath(name, flags, dir_fd=dir_fd)
+
+    monkeypatch.setattr(staging, "open_beneath", swap_then_open)
+    for times in (1, 1000):
+        swapped.clear()
+        if times == 1:
+            build_layer(SMALL, place / "layer")
+            (place / "layer").rename(place / "first")
+        else:
+            with pytest.raises(BuildError, match="somebody else takes away what is made there"):
+                build_layer(SMALL, place / "layer")
+        assert precious.stat().st_mode == 0o100600
+        assert precious.read_text() == "x"
+        for foreign in swapped if instead == "directory" else []:
+            assert names(foreign) == ["file"]
+            assert (foreign.stat().st_uid, foreign.stat().st_mode) == (65534, 0o040700)
+
+
+@pytest.mark.needs("root")
+def test_what_others_can_name_like_a_leftover_is_not_removed(place: Path) -> None:
+    """Where anybody may rename anything, a directory of root's gets the name of one: it stays, and that is said."""
+    theirs = place / ".layer.mkmeta-00000000"
+    theirs.mkdir(0o700)
+    (theirs / "precious").write_text("x")
+    place.chmod(0o777)
+    assert build_layer(SMALL, place / "layer").published.leftovers == (b".layer.mkmeta-00000000",)
+    assert (theirs / "precious").read_text() == "x"
+    place.chmod(0o755)
+    build_layer(OTHER, place / "layer", swap=True)
+    assert not theirs.exists()
+
+
+@pytest.mark.needs("root")
+def test_a_layer_that_others_exchanged_is_not_said_to_be_in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename(source: bytes, target: bytes, flags: int, *, source_dir_fd: int, target_dir_fd: int) -> None:
+        renameat2(source, target, flags, source_dir_fd=source_dir_fd, target_dir_fd=target_dir_fd)
+        if target == b"layer":
+            (place / "layer").rename(place / "away")
+            (place / "layer").mkdir()
+
+    monkeypatch.setattr(staging, "renameat2", rename)
+    with pytest.raises(BuildError, match="somebody else put something in the place of the layer"):
+        build_layer(SMALL, place / "layer")
 
 
 def test_discard_removes_the_old_layer(place: Path) -> None:
@@ -106,7 +222,7 @@ def test_discard_spares_what_took_the_place_of_the_layer_meanwhile(place: Path) 
 
     dest = os.fsencode(place / "layer")
     sink = sink_for(dest, BuildOptions(), swap=True, discard=True)
-    with open_reader(OTHER) as reader, pytest.raises(BuildError, match="would be lost"):
+    with open_reader(OTHER) as reader, pytest.raises(BuildError, match="is not a layer that mkmeta built"):
         build(reader, sink, BuildOptions(), somebody)
     assert (place / "layer/precious").read_text() == "not a layer"
     assert names(place) == sorted([*BYSTANDERS, "elsewhere", "layer"])

@@ -81,7 +81,8 @@ def check_current(store: Store) -> None:
     """Asserts that all generations are complete, and that `current`, if any, is one of them."""
     there = store.generations()
     for generation in there:
-        assert set(names(generation.path)) == {"generation.json", "layer", "manifest.mkm"}
+        assert set(names(generation.path)) == {"generation.json", "layer", "manifest.mkm", "private"}
+        assert os.readlink(os.path.join(generation.path, b"layer")) == b"private/layer"
         with open(generation.manifest, "rb") as file:
             assert id_of(file.read()) == generation.about().id.hex()
         assert os.getxattr(generation.layer, "trusted.overlay.mkmeta").hex() == generation.about().id.hex()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +16,16 @@ import pytest
 
 from mkmeta.build import BuildOptions
 from mkmeta.errors import ExitCode, NoGenerationError, StoreError
+from mkmeta.model import Device
 from mkmeta.plan import Plan
 from mkmeta.sinks.protocol import LayerKind
+from mkmeta.store.generation import generation_of
+from mkmeta.store.removal import remove_gone, retire
 from mkmeta.store.store import Generation, Store
+from tests.layer.manifests import manifest_from
 from tests.store.processes import fork, wait
-from tests.store.stores import ONE, THREE, TWO, generations, id_of, names, new_store, put
+from tests.store.stores import ONE, THREE, TWO, generations, id_of, ignore, names, new_store, put
+from tests.vectors.trees import Tree
 
 pytestmark = pytest.mark.needs("trusted xattrs")
 
@@ -49,13 +56,17 @@ def test_the_layout_is_that_of_the_page(path: Path) -> None:
     assert os.readlink(path / "current") == f"generations/{second}"
     assert (path / "store.json").read_bytes() == b'{"format": "mkmeta-store", "version": 1}\n'
     generation = path / "generations" / second
-    assert names(generation) == ["generation.json", "layer", "manifest.mkm"]
+    assert names(generation) == ["generation.json", "layer", "manifest.mkm", "private"]
+    assert os.readlink(generation / "layer") == "private/layer"
     assert (generation / "manifest.mkm").read_bytes() == TWO
     assert names(generation / "layer") == ["dir", "file"]
     for place in (path, path / "generations", generation):
         assert place.stat().st_mode == 0o040755
-    for file in (path / "store.json", path / "lock", path / "build.lock", generation / "generation.json"):
+    assert (generation / "private").stat().st_mode == 0o040700
+    for file in (path / "store.json", generation / "generation.json"):
         assert file.stat().st_mode == 0o100644
+    for file in (path / "lock", path / "build.lock", generation / "manifest.mkm"):
+        assert file.stat().st_mode == 0o100600
 
 
 def test_every_name_is_on_the_page(store: Store, path: Path) -> None:
@@ -105,7 +116,7 @@ def test_paths_do_not_depend_on_how_the_store_was_named(
         found = Store.open(name)
         assert found.path == os.fsencode(os.path.realpath(path))
         assert found.current() == generation == found.generation(1)
-    assert generation.layer == os.path.join(generation.path, b"layer")
+    assert generation.layer == os.path.join(generation.path, b"private/layer")
     assert generation.manifest == os.path.join(generation.path, b"manifest.mkm")
     assert generation.work == os.path.join(generation.path, b"work")
 
@@ -279,6 +290,67 @@ def test_a_directory_that_is_as_good_as_empty_becomes_a_store(path: Path, there:
     assert names(path) == sorted({"store.json", "generations", *there} - {".store.json"})
     assert path.stat().st_mode == 0o040700  # it was somebody's choice
     put(store, ONE)
+
+
+def test_a_directory_that_somebody_has_locked_becomes_a_store_all_the_same(path: Path) -> None:
+    path.mkdir()
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    new_store(path)
+    os.close(fd)
+
+
+@pytest.mark.needs("root")
+def test_nobody_sees_more_through_a_store_than_the_volume_would_show(path: Path) -> None:
+    """A device node, past the volume's nodev; a directory open to all; what is in a closed directory's manifest."""
+    store = new_store(path)
+    null = Device(mode=stat.S_IFCHR | 0o666, uid=0, gid=0, mtime_ns=0, major=1, minor=3)
+    tree = Tree(children={b"null": null, b"tmp": Tree(mode=0o041777)})
+    generation = put(store, manifest_from(tree)).generation
+    assert os.stat(generation.layer + b"/null").st_rdev == os.makedev(1, 3)
+    assert os.stat(generation.layer + b"/tmp").st_mode == 0o041777
+    here = os.open(path, os.O_RDONLY)  # what is above is closed in tests
+
+    def run() -> int:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        os.fchdir(here)
+        os.chdir(b"generations/" + generation.name)
+        assert os.path.getsize("generation.json")  # status, as an ordinary user
+        for name, flags in (("layer/null", os.O_RDWR), ("layer/tmp/mine", os.O_CREAT | os.O_WRONLY), ("layer", 0)):
+            with pytest.raises(PermissionError):
+                os.open(name, flags)
+        for name in ("manifest.mkm", "private"):
+            with pytest.raises(PermissionError):
+                os.open(name, os.O_RDONLY)
+        return 0
+
+    assert wait(fork(run)) == 0
+    os.close(here)
+
+
+def test_a_generation_of_the_first_mkmeta(path: Path) -> None:
+    """Its layer is where a link is now."""
+    store = new_store(path)
+    generation = put(store, ONE).generation
+    os.unlink(generation.path + b"/layer")
+    os.rename(generation.path + b"/private/layer", generation.path + b"/layer")
+    os.rmdir(generation.path + b"/private")
+    assert generation.layer == generation.path + b"/layer"
+    assert generation_of(generation.layer) == generation
+    put(store, TWO)
+    retire(store, generation)
+    remove_gone(store, pace=1, progress=ignore)
+    assert len(generations(path)) == 1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    ["", "/", "layer", "/a/layer", "/s/generations/000001-0123456789ab", "/s/generations/1-0/layer", "/s/x/y/layer"],
+)
+def test_what_is_no_layer_of_a_generation(layer: str) -> None:
+    assert generation_of(layer.encode()) is None
 
 
 def test_many_make_a_store_at_once(path: Path) -> None:

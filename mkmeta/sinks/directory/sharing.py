@@ -89,7 +89,9 @@ class SharedLayer:
                 f"--base was built {without} --userxattr: no file of it can be shared", path=self.path, hint=_HINT
             )
         foreign = [name for name in there if name.startswith(self._names.prefix) and name not in self._names.marks]
-        if foreign or os.path.lexists(os.path.join(os.path.dirname(self.path), b"written")):
+        beside = os.path.dirname(self.path)
+        beside = os.path.dirname(beside) if os.path.basename(beside) == b"private" else beside  # formats/store.md 1
+        if foreign or os.path.lexists(os.path.join(beside, b"written")):
             why = f" (it has {printable(foreign[0])})" if foreign else ""
             raise BuildError(
                 f"--base was mounted as a writable upper{why}: a later write would change the new layer too",

@@ -65,7 +65,7 @@ class DirectorySink:
         """Makes the staging directory, after everything that can be refused was looked at."""
         destination = Destination.open(self._dest)
         self._stack.callback(destination.close)
-        destination.check(swap=self._swap, discard=self._discard)
+        destination.check(swap=self._swap)
         self._leftovers = destination.remove_leftovers()
         diagnosis = Diagnosis(destination.parent_fd)
         if self._base_path is not None:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,6 +28,7 @@ from mkmeta.sinks.directory.inspection import LABEL_XATTRS
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _RANDOM_BYTES = 4  # eight hexadecimal digits in the name
 _ID_DIGITS = 12  # of the manifest ID, in the name of an old layer
+_ATTEMPTS: Final = 10  # to make a directory that others may take for a leftover, or take away
 _OLD_NAMES_MAX: Final = 1000  # generations of one ID kept beside each other, before something must be wrong
 
 
@@ -41,20 +43,27 @@ def layer_id(fd: int) -> ObjectId | None:
 
 
 def make_locked(prefix: bytes, *, dir_fd: int) -> tuple[bytes, int]:
-    """Makes a directory in `dir_fd`, mode 0700, and locks it against `remove_if_free`. Raises OSError.
+    """Makes a directory in `dir_fd`, mode 0700, and locks it against `remove_if_free`. Raises BuildError and OSError.
 
     Returns its name, `prefix` and eight hexadecimal digits, and a descriptor; the lock is free when that and all it was
     passed on to are closed. What it took over from where it is (group, ACLs, btrfs's compression) is removed.
+
+    Between being made and being opened, whoever may write to `dir_fd` can put something else in its place: so what was
+    opened must be ours, and empty. From then on nobody but us can enter it, and its name is believed no more.
     """
-    while True:
+    for _ in range(_ATTEMPTS):
         name = prefix + os.urandom(_RANDOM_BYTES).hex().encode()
         os.mkdir(name, 0o700, dir_fd=dir_fd)
         try:
             fd = open_beneath(name, _OPEN_DIRECTORY, dir_fd=dir_fd)
-        except FileNotFoundError:
-            continue  # it was taken for a leftover before it was locked
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # it was taken for a leftover before it was locked, or taken away
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EXDEV):
+                raise
+            continue
         try:
-            if not _lock(fd, name, dir_fd):
+            if not _is_new(fd) or not _lock(fd, name, dir_fd):
                 os.close(fd)
                 continue
             # Set-group-id and group come from the parent. Without the first and with ours as the second, what is made
@@ -65,10 +74,29 @@ def make_locked(prefix: bytes, *, dir_fd: int) -> tuple[bytes, int]:
                 with contextlib.suppress(OSError):
                     os.removexattr(fd, name_there)
         except BaseException:
-            remove_tree(name, dir_fd=dir_fd)
+            with contextlib.suppress(OSError):
+                remove_tree(name, dir_fd=dir_fd, fd=fd)
             os.close(fd)
             raise
         return name, fd
+    raise BuildError(
+        "somebody else takes away what is made there",
+        path=os.readlink(b"/proc/self/fd/%d" % dir_fd),
+        hint="put the layer into a directory that only you can write to",
+    )
+
+
+def _is_others(fd: int) -> bool:
+    """Whether others may rename and remove what we make in a directory: theirs, or open to them and not sticky."""
+    status = os.fstat(fd)
+    writable = status.st_mode & 0o002 or (status.st_mode & 0o020 and status.st_gid != os.getegid())
+    return status.st_uid not in (0, os.geteuid()) or bool(writable and not status.st_mode & stat.S_ISVTX)
+
+
+def _is_new(fd: int) -> bool:
+    """Whether a directory is ours, closed to others and empty."""
+    status = os.fstat(fd)
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o077 and not os.listdir(fd)
 
 
 def check_what_passes_on(fd: int, path: bytes) -> None:
@@ -116,11 +144,13 @@ def _inherited(fd: int) -> list[bytes]:
         raise
 
 
-def remove_if_free(name: bytes, fd: int, *, dir_fd: int, removed: Callable[[], None] = lambda: None) -> None:
-    """Removes the directory `name`, open as `fd`, unless somebody living has locked it. Raises OSError."""
+def remove_if_free(
+    name: bytes, fd: int, *, dir_fd: int, lock: int | None = None, removed: Callable[[], None] = lambda: None
+) -> None:
+    """Removes the directory `name`, open as `fd`, unless somebody living has locked it, or `lock`. Raises OSError."""
     with contextlib.suppress(BlockingIOError):
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove_tree(name, dir_fd=dir_fd, removed=removed)
+        fcntl.flock(fd if lock is None else lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_tree(name, dir_fd=dir_fd, fd=fd, removed=removed)
 
 
 def _lock(fd: int, name: bytes, dir_fd: int) -> bool:
@@ -157,7 +187,7 @@ class Destination:
         """Closes the parent directory."""
         os.close(self.parent_fd)
 
-    def check(self, *, swap: bool, discard: bool) -> None:
+    def check(self, *, swap: bool) -> None:
         """Raises BuildError unless DEST may be replaced as asked."""
         try:
             fd = open_beneath(self.name, _OPEN_DIRECTORY, dir_fd=self.parent_fd)
@@ -173,17 +203,35 @@ class Destination:
         try:
             if not swap:
                 raise BuildError("exists", path=self.path, hint="replace it with --swap, or name another directory")
-            if discard and layer_id(fd) is None and os.listdir(fd):
+            if layer_id(fd) is None and os.listdir(fd):
+                store = os.path.lexists(b"/proc/self/fd/%d/store.json" % fd)
                 raise BuildError(
-                    "is not a layer that mkmeta built, and would be lost",
+                    "is a store, which keeps several layers" if store else "is not a layer that mkmeta built",
                     path=self.path,
-                    hint="without --discard it is kept under another name",
+                    hint="add to it with --store" if store else "name another directory, or move this one away",
                 )
+            self._check_in_no_store()
         finally:
             os.close(fd)
 
+    def _check_in_no_store(self) -> None:
+        """Raises BuildError when DEST is a part of a store: what that has never changes."""
+        here = b"/proc/self/fd/%d" % self.parent_fd
+        above = (here, os.path.join(here, b".."))
+        if any(
+            os.path.lexists(os.path.join(one, name)) for one in above for name in (b"generation.json", b"store.json")
+        ):
+            raise BuildError(
+                "is part of a store, in which nothing is replaced",
+                path=self.path,
+                hint="build --store STORE adds another generation",
+            )
+
     def remove_leftovers(self) -> list[bytes]:
-        """Removes what killed builds of this DEST left beside it, and returns the names of what cannot be removed."""
+        """Removes what killed builds of this DEST left beside it, and returns the names of what cannot be removed.
+
+        Nothing where others can give any directory such a name.
+        """
         pattern = re.compile(
             b"(\\." + re.escape(self.name) + b"\\.mkmeta-[0-9a-f]{8})|" + re.escape(self.name) + b"\\.old-.+", re.DOTALL
         )
@@ -208,6 +256,8 @@ class Destination:
         try:
             if pending_only and not _is_pending(fd):
                 return
+            if os.fstat(fd).st_uid != os.geteuid() or _is_others(self.parent_fd):
+                raise PermissionError(errno.EPERM, "others may have put it there", name)
             remove_if_free(name, fd, dir_fd=self.parent_fd)
         finally:
             os.close(fd)
@@ -224,6 +274,7 @@ class Staging:
         self._destination = destination
         self._pending_xattr = names.pending  # of a tree that is not DEST yet, but has the name the old one will have
         self._name, self.fd = make_locked(b".%b.mkmeta-" % destination.name, dir_fd=destination.parent_fd)
+        self._left = self.fd  # what has our name, and goes when this ends
 
     def __enter__(self) -> Self:
         return self
@@ -236,22 +287,24 @@ class Staging:
     ) -> None:
         try:
             if self._name:
-                remove_tree(self._name, dir_fd=self._destination.parent_fd)
+                remove_tree(self._name, dir_fd=self._destination.parent_fd, fd=self._left)
         except OSError as problem:
             if kind is None:  # or there is something more important to say; the next build removes it
                 raise BuildError(
                     f"the new layer is in place, but the old one cannot be removed: {reason(problem)}", path=self._name
                 ) from None
         finally:
+            if self._left != self.fd:
+                os.close(self._left)
             os.close(self.fd)
 
     def publish(self, *, swap: bool, discard: bool) -> bytes | None:
         """Flushes the filesystem and gives the tree its name. Returns the name the old tree has now, if it was kept.
 
-        Raises BuildError when DEST appeared meanwhile, and OSError.
+        Raises BuildError when DEST appeared meanwhile or is not what was built, and OSError.
         """
         destination = self._destination
-        destination.check(swap=swap, discard=discard)
+        destination.check(swap=swap)
         syncfs(self.fd, destination.path)
         with ending_signals_held():  # what is removed when this ends must be known at any moment
             exchanged, old = self._exchange(discard) if swap else (False, None)
@@ -262,6 +315,12 @@ class Staging:
                     raise BuildError("appeared while the layer was built", path=destination.path) from None
                 self._name = b""
         os.fsync(destination.parent_fd)
+        if not os.path.samestat(os.fstat(self.fd), _stat(destination.name, destination.parent_fd)):
+            raise BuildError(
+                "somebody else put something in the place of the layer",
+                path=destination.path,
+                hint="build into a directory that only you can write to",
+            )
         return old
 
     def _exchange(self, discard: bool) -> tuple[bool, bytes | None]:
@@ -276,6 +335,7 @@ class Staging:
                 with contextlib.suppress(OSError):  # or another build would see a leftover, and help remove it
                     fcntl.flock(old_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._rename(destination.name, RENAME_EXCHANGE)
+                self._left = os.dup(old_fd)
                 return True, None  # our name is now the old tree's, which goes when this ends
             # The tree first takes the name the old one will have. So both get their final names in one call, and
             # whenever the build is killed, the only tree that can be taken for a leftover is the one that was not DEST.
@@ -313,6 +373,10 @@ class Staging:
                 path=self._destination.path,
                 hint="put the layer on a local filesystem: ext4, xfs, btrfs or tmpfs",
             ) from None
+
+
+def _stat(name: bytes, dir_fd: int) -> os.stat_result:
+    return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
 
 def _is_pending(fd: int) -> bool:
