@@ -52,9 +52,15 @@ def console_script() -> int:
     def terminate(number: int, _frame: FrameType | None) -> None:
         raise _Terminated(number)
 
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGHUP, terminate)
-    return main()
+    try:
+        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGHUP, terminate)
+        code = main()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to be put in order
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    except _Terminated as stop:  # before `main` had begun to listen, or after it had ended
+        return 128 + stop.number
+    return code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -38,8 +39,14 @@ def real_point(path: bytes) -> bytes:
 
 def real_path(path: bytes) -> bytes:
     """A path without links. Raises MountError when a filesystem on the way does not answer."""
+
+    def look() -> bytes:
+        with contextlib.suppress(OSError):  # there is none, or it fails: who opens it will say so
+            os.statvfs(path)  # stat(2) might be answered from a cache
+        return os.path.realpath(path)
+
     try:
-        return ask(lambda: os.path.realpath(path), SECONDS)
+        return ask(look, SECONDS)
     except NoAnswerError:
         raise MountError(
             "does not answer: it is on a filesystem whose server is dead", path=path, hint="see `dmesg`"

@@ -91,3 +91,25 @@ def test_a_file_replaced_on_the_volume(host: Host, profile: str) -> None:
     new.rename(host.volume / "grp/paint/v1/lib/one")
     host.call("refresh", host.point)
     assert path.read_text() == "other\n"
+
+
+def test_without_proc_sys(host: Host) -> None:
+    """As in some containers: then it is not known how many names went."""
+    host.activate()
+    late = host.point / "grp/paint/v2/lib/two"
+    assert not late.exists()
+    host.release("v2", {"lib/two": "second\n"})
+    script = 'mount -t tmpfs none /proc/sys && exec "$@"'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "-"]
+    command += [*host.command("refresh", host.point), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert '"names": null' in done.stdout
+    assert late.read_text() == "second\n"
+
+
+def test_a_mount_on_top_is_not_refreshed_in_its_place(host: Host) -> None:
+    """It would be made read-only."""
+    host.activate()
+    subprocess.run(["mount", "-t", "tmpfs", "mkmeta-other", host.point], check=True)
+    host.call("refresh", host.point, check=20)
+    (host.point / "written").write_text("")

@@ -203,3 +203,20 @@ def test_who_may_not_mount_is_told(host: Host, tmp_path: Path) -> None:
     )
     assert refused.returncode in (1, 16)
     assert "Traceback" not in refused.stderr
+
+
+def test_a_mount_that_came_with_its_namespace(host: Host) -> None:
+    """In a user namespace it is locked: the host keeps it, and nobody is told to do what was just done."""
+    for directory in (host.top, *host.top.parents):
+        if os.stat(directory).st_uid == 0 and len(directory.parts) > 2:
+            directory.chmod(0o755)
+    host.activate()
+    before = host.stack()
+    for detach in ([], ["--detach"]):
+        command = ["unshare", "--user", "--map-root-user", "--mount", *host.command("deactivate", host.point), *detach]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert refused.returncode == 1
+        assert ("--detach" in refused.stderr) is not bool(detach)
+        assert "Traceback" not in refused.stderr
+    assert host.stack() == before
+    host.call("deactivate", host.point)

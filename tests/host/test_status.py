@@ -164,3 +164,20 @@ def test_json_of_paths_that_are_not_text(tmp_path: Path) -> None:
         json.dumps(shown)
     finally:
         odd.unmount_all()
+
+
+def test_an_ordinary_user_is_told_what_he_cannot_see(host: Host) -> None:
+    """A healthy mount is not degraded for whoever may not look into the store, or at other people's processes."""
+    for directory in (host.top, *host.top.parents):
+        if os.stat(directory).st_uid == 0 and len(directory.parts) > 2:
+            directory.chmod(0o755)
+    host.activate()
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
+    for mode, code in ((0o755, 0), (0o700, 1)):
+        host.store.chmod(mode)
+        call = [*user, *host.command("status", host.point), "--json"]
+        shown = subprocess.run(call, capture_output=True, text=True, check=False)
+        assert shown.returncode == code, shown
+        message = json.loads(shown.stdout)
+        assert (message["state"], message["problems"]) == ("current" if code == 0 else "unknown", [])
+        assert "only root may read" in str(message["unseen"])

@@ -99,6 +99,7 @@ def test_generation_json_has_the_keys_of_the_page(store: Store) -> None:
         "userxattr": False,
         "verity": False,
         "entries": 3,
+        "vouched": False,
     }
     about = generation.about()
     assert (about.id.hex(), about.root, about.redirect_prefix) == (id_of(ONE), b"/mnt/sw", b"x/\xff")
