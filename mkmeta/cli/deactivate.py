@@ -63,6 +63,8 @@ def left_fields(left: Left) -> dict[str, object]:
 def left_text(left: Left) -> str:
     """The same for people."""
     if not left.users and not left.copies:
+        if not left.complete:
+            return f"the inner mount {printable(left.inner)} is left; who has its layer, only root can see"
         return f"the inner mount {printable(left.inner)} is nobody's any more: `mkmeta gc` removes it"
     where = [f"at {printable(path)}, by bind" for path in left.copies]
     where += [

@@ -13,6 +13,8 @@ from mkmeta.host.volume import look
 from mkmeta.mounts.refresh import refresh
 from mkmeta.store.lock import held
 
+_SECONDS = 10.0  # for the volume to show that it is not dead
+
 _DESCRIPTION = """\
 A mounted layer remembers names that were asked for and not there, and files that the volume has meanwhile deleted or
 replaced. This makes it forget them, without touching anything that is in use: a release published since shows up.
@@ -45,7 +47,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Refreshes and reports what it cost."""
     run = run_directory(args)
-    look(live_mount(args.point, run).lower)  # a server that is dead must not keep us while we hold the lock
+    look(live_mount(args.point, run).lower, _SECONDS)  # a server that is dead must not keep us while we hold the lock
     with held(run.lock, "refresh", wait=args.wait, note=notes(args)):
         live = live_mount(args.point, run)
         done = refresh(live)

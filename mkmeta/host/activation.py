@@ -12,7 +12,7 @@ from enum import StrEnum
 from mkmeta.errors import MountError, NoGenerationError, NotActiveError, RefusedError, StoreError, UsageError, printable
 from mkmeta.host.checks import check_layer, check_writable, id_of
 from mkmeta.host.place import check_place, check_uncovered, real_path, real_point
-from mkmeta.host.volume import Volume, check_is_the_one, look
+from mkmeta.host.volume import Volume, check_is_the_one, look, shows_through
 from mkmeta.linux.filesystem import is_overlay
 from mkmeta.linux.mount import MountFlags
 from mkmeta.linux.mountinfo import mounts, visible_at
@@ -83,20 +83,25 @@ def activate(request: Request, run: RunDirectory, note: Note) -> Activated:
     check_place(point, store=real_path(request.store), lower=volume.path, run=run)
     if live is None:
         check_uncovered(point, note, over=request.over)
+    stale = live is not None and not shows_through(live)
     with held(run.lock, "activate", wait=request.wait, note=note):
-        return _activate(replace(request, point=point), volume, run, note)
+        now = settle(point, run)
+        if now is None and live is not None:  # it went meanwhile, and what was below it has not been looked at
+            check_uncovered(point, note, over=request.over)
+        return _activate(replace(request, point=point), now, volume, run, note, stale=stale)
 
 
-def _activate(request: Request, volume: Volume, run: RunDirectory, note: Note) -> Activated:
-    """The same, under the lock of `run`, over a volume that has answered."""
+def _activate(
+    request: Request, live: LiveMount | None, volume: Volume, run: RunDirectory, note: Note, *, stale: bool = False
+) -> Activated:
+    """The same, under the lock of `run`, over a volume that has answered. `stale`: but not through what is mounted."""
     started = time.monotonic()
     run.sweep()
-    live = settle(request.point, run)
     store = Store.open(request.store)
     with store.lock("activate", wait=request.wait, note=note):
         generation = _chosen(store, request.generation, live)
         flags = _flags(request, generation, volume)
-        if live is not None and _is_there(request, live, generation, volume, flags, run):
+        if live is not None and not stale and _is_there(request, live, generation, volume, flags, run):
             _follow_current(store, generation)
             action, profile = Action.UNCHANGED, live.profile
         else:
@@ -146,7 +151,7 @@ def rollback(
             other_root=True,  # it was accepted for this volume before
             wait=wait,
         )
-        return _activate(again, volume, run, note)
+        return _activate(again, live, volume, run, note)
 
 
 def live_mount(point: bytes, run: RunDirectory) -> LiveMount:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,7 @@ class Left:
     inner: bytes
     short_id: str
     users: tuple[tuple[int | None, str], ...]  # processes in mount namespaces that have the layer, or what keeps these
+    complete: bool  # whether this user sees those of everybody
     copies: tuple[bytes, ...]  # where it is seen here, through mounts made by bind
 
 
@@ -90,7 +92,15 @@ def left_here() -> list[Left]:
             if any(is_layer(one) and mount.point in layers_of(one).lowers for one in table.mounts)
         ]
         short_id = printable(mount.source.removeprefix(INNER_SOURCE))
-        found.append(Left(inner=mount.point, short_id=short_id, users=tuple(users), copies=tuple(copies[mount.point])))
+        found.append(
+            Left(
+                inner=mount.point,
+                short_id=short_id,
+                users=tuple(users),
+                complete=os.geteuid() == 0,
+                copies=tuple(copies[mount.point]),
+            )
+        )
     return found
 
 

@@ -172,7 +172,7 @@ class _Look:
         elif seen[-1].id != live.mount.id:
             kind = seen[-1].fstype.decode(errors="replace")
             self.problems.append(f"users do not see it: a mount of type {kind} is on top of it")
-        if len([one for one in self.there if one.mount in seen]) > 1:
+        if len({one.mount.device for one in self.there if one.mount in seen}) > 1:
             self.problems.append("a switch was interrupted: activate it again")
         if live.profile is Profile.NESTED and live.inner is None:
             self.problems.append("the inner mount is not reachable: it cannot be refreshed; activate it again")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from mkmeta.errors import MountError, RefusedError, UsageError, printable, reason
-from mkmeta.linux.asking import Asked, NoAnswerError
+from mkmeta.linux.asking import Asked, NoAnswerError, ask
 from mkmeta.linux.filesystem import is_overlay
 from mkmeta.linux.mount import MountFlags
 from mkmeta.linux.mountinfo import mounts, seen_at
@@ -108,6 +108,21 @@ def check_is_the_one(volume: Volume, layer: bytes, about: About, note: Note, *, 
             f"note: of {compared.looked_for} files looked for on the volume, {compared.alike} are as recorded; "
             f"{printable(compared.missing)} is not"
         )
+
+
+def shows_through(live: LiveMount, seconds: float = 10.0) -> bool:
+    """Whether a layer's volume answers through it: an NFS filesystem that was exported anew has the same numbers.
+
+    Asks for a name that is nowhere, so for one request at most; a closed layer asks for none.
+    """
+    name = live.point + b"/.mkmeta-" + os.urandom(8).hex().encode()
+    try:
+        ask(lambda: os.lstat(name), seconds)
+    except FileNotFoundError:
+        return True
+    except (NoAnswerError, OSError):
+        return False
+    return True
 
 
 def is_outdated(live: LiveMount, placed: Placed | None) -> bool:

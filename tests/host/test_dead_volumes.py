@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mkmeta.cli import refresh
 from mkmeta.host import activation, checks
-from mkmeta.host import volume as volumes
 from mkmeta.mounts import switch
 from tests.host.hosts import Host
 from tests.host.served import Served, needs_fuse
@@ -89,13 +89,18 @@ def test_a_server_that_was_killed(served: tuple[ServedHost, Served]) -> None:
     assert (host.stack(), host.leftovers()) == ([], [])
 
 
-def test_a_server_that_was_started_again(served: tuple[ServedHost, Served]) -> None:
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_server_that_was_started_again(served: tuple[ServedHost, Served], remembered: bool) -> None:
+    """Where nothing is known of how it was mounted, the layer itself does not answer."""
     host, server = served
     host.activate()
+    if not remembered:
+        shutil.rmtree(host.run / "mounts")
     server.kill()
     subprocess.run(["umount", "-l", host.volume], check=True)
     server.start()
-    assert "mounted anew" in host.call("status", host.point, check=22).err
+    words = "mounted anew" if remembered else "not connected"
+    assert words in host.call("status", host.point, check=22).err
     assert host.activate("--json").messages[-1]["action"] == "switched"
     assert (host.point / "grp/paint/v1/lib/one").read_text() == "first\n"
     host.call("status", host.point)
@@ -140,7 +145,7 @@ def test_refreshing_a_dead_volume_gives_up(served: tuple[ServedHost, Served], mo
     host, server = served
     host.activate()
     server.hang()
-    monkeypatch.setattr(volumes.look, "__defaults__", (1.0,))
+    monkeypatch.setattr(refresh, "_SECONDS", 1.0)
     assert "does not answer" in host.call("refresh", host.point, check=1).err
 
 

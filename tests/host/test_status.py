@@ -125,6 +125,16 @@ def test_another_namespace_that_still_has_an_older_one(host: Host) -> None:
     assert host.call("gc", host.store, "--keep", "1", "--min-age", "0").out.startswith("000001-")
 
 
+def test_a_layer_bound_onto_itself_is_no_switch(host: Host) -> None:
+    """As is done to make a mount private."""
+    host.activate()
+    subprocess.run(["mount", "--bind", host.point, host.point], check=True)
+    assert _mount(host)["problems"] == []
+    assert host.activate("--json").messages[-1]["action"] == "unchanged"
+    host.call("status", host.point)
+    assert len(host.stack()) == 1
+
+
 def test_a_store_that_is_gone_is_said(host: Host) -> None:
     host.activate()
     host.store.rename(host.store.with_name("away"))

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from mkmeta.linux.filesystem import filesystem_type
 from mkmeta.linux.mount import leave_mount_namespace, mount
-from mkmeta.linux.mountinfo import Mount, mount_of, mounts, parse
+from mkmeta.linux.mountinfo import Mount, mount_of, mounts, parse, seen_at, visible_at
 from mkmeta.mounts.live import layers_of, live_at, live_mounts
+from mkmeta.mounts.run import run_directories
 from mkmeta.mounts.users import may_be_of_any, mount_tables, uses
 from tests.store.processes import fork, wait
 
@@ -71,9 +72,12 @@ def test_no_table_is_fatal(table: bytes) -> None:
     found = parse(table)
     assert len(found) <= table.count(b"\n") + 1
     for one in found:
+        visible_at(one.point, found)
+        seen_at(one.point + b"/below", found)
         uses(one, "0123456789ab", b"000001-0123456789ab", one.device, b"/store/generations/000001-0123456789ab")
         may_be_of_any(one, identified=False)
         live_at(one.point, found)
+    run_directories(found)
     for live in live_mounts(found):
         assert (live.verity, live.userxattr, live.point) is not None
 
