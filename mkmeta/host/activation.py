@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from mkmeta.errors import MountError, NoGenerationError, NotActiveError, RefusedError, StoreError, UsageError, printable
+from mkmeta.errors import (
+    MountError,
+    NoGenerationError,
+    NotActiveError,
+    RefusedError,
+    StoreError,
+    UsageError,
+    printable,
+    reason,
+)
 from mkmeta.host.checks import check_layer, check_writable, id_of
 from mkmeta.host.place import check_place, check_uncovered, real_path, real_point
 from mkmeta.host.volume import Volume, check_is_the_one, look, shows_through
@@ -362,14 +371,20 @@ class _NotMadeError(MountError):
 
 @contextlib.contextmanager
 def _moved(store: Store, generation: Generation) -> Iterator[None]:
-    """`current` at a generation; back where it was if the block fails."""
-    before = None
-    with contextlib.suppress(StoreError):  # it names nothing: then there is nothing to go back to
-        before = store.current()
-    _follow_current(store, generation)
+    """`current` at a generation once the block has ended well; what may fail of that is done before.
+
+    Killed in between, the next `activate` finds an older generation mounted, and mounts the current one.
+    """
+    if store.is_current(generation):
+        yield
+        return
+    try:
+        store.prepare_current(generation)
+    except OSError as error:
+        raise StoreError(f"cannot take another link: {reason(error)}", path=store.path) from None
     try:
         yield
     except BaseException:
-        if before is not None:
-            store.set_current(before)
+        store.drop_prepared()
         raise
+    store.set_current(generation)

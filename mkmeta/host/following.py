@@ -66,8 +66,9 @@ def follow(
     live = next(reversed(layers_at(point, run)), None)
     anew = False
     try:
-        anew = live is not None and is_outdated(live, run.placed(live.mount.device))
-        identity = _identity(pointer_path)
+        status = os.stat(pointer_path)
+        identity = _identity(status)
+        anew = live is not None and is_outdated(live, run.placed(live.mount.device), pointer_path, status)
         if live is not None and not anew and memory.identity == identity and memory.id.startswith(live.short_id):
             return Followed(step=Step.NOTHING)
         pointer = read_pointer(pointer_path)
@@ -153,9 +154,8 @@ def _without(
     )
 
 
-def _identity(path: bytes) -> list[int]:
+def _identity(status: os.stat_result) -> list[int]:
     """What changes when another file takes the pointer's name."""
-    status = os.stat(path)
     return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size]
 
 

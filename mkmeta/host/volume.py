@@ -125,13 +125,13 @@ def shows_through(live: LiveMount, seconds: float = 10.0) -> bool:
     return True
 
 
-def is_outdated(live: LiveMount, placed: Placed | None) -> bool:
+def is_outdated(live: LiveMount, placed: Placed | None, path: bytes, status: os.stat_result) -> bool:
     """Whether a layer has to be mounted anew though it is the right one: the volume was, or has other flags by now.
 
-    One stat(2) of the volume, which may wait. Raises OSError.
+    Judged by what stat(2) says of something on the volume, at `path`; asks nothing more.
     """
-    status = os.stat(live.lower + b"/.")
-    if placed is not None and (placed.device, placed.inode) != (status.st_dev, status.st_ino):
+    on_volume = path.startswith(live.lower.rstrip(b"/") + b"/")
+    if placed is not None and on_volume and placed.device != status.st_dev:
         return True
     mount = seen_at(live.lower, mounts())
     return mount is not None and bool(MountFlags.of(mount.flags) & REPEATED & ~MountFlags.of(live.mount.flags))

@@ -95,5 +95,7 @@ def end_child(child: int, grace: float) -> None:
     """
     os.kill(child, signal.SIGKILL)
     deadline = time.monotonic() + grace
+    pause = 0.0001  # seconds; most have ended by themselves
     while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.005)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
