@@ -22,6 +22,7 @@ from tests.erofs.dumps import ROOT, mkcomposefs, texts
 from tests.property.test_manifests import links_of
 from tests.vectors.trees import Tree, write_tree
 
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of what fails
 drawing = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
