@@ -34,7 +34,7 @@ from mkmeta.digest import VerityDigest, VerityHasher
 from mkmeta.errors import BuildError, MkmetaError
 from mkmeta.sinks.erofs.collecting import LINK, PARENT, SELF, DirectoryRecord, Names
 from mkmeta.sinks.erofs.nodes import DIRECTORY, REGULAR, SYMLINK, TYPE_MASK, Body, Head
-from mkmeta.sinks.erofs.placing import Milestone, Places, Tree, is_extended, settle
+from mkmeta.sinks.erofs.placing import Milestone, Places, Tree, is_small, settle
 from mkmeta.workers import WorkerPool, messages
 
 _PIECE: Final = 1 << 20  # bytes written, or read, at once; a multiple of the block
@@ -102,7 +102,7 @@ class Image:
     def _write_part(self, fd: int, start: Milestone, stop: Milestone) -> None:
         """Writes the nodes between two milestones, and their data."""
         tree, nids = self._tree, self._places.nids
-        oldest, shared, exact = tree.oldest, tree.shared, tree.exact
+        (seconds, nanoseconds), shared, exact = tree.oldest, tree.shared, tree.exact
         inodes = _Stream(fd, start.end)
         data = _Stream(fd, self._data_at + start.blocks * BLOCK)
         child, self._link = start.children, start.links
@@ -111,14 +111,14 @@ class Image:
         for index, parent, heads, bodies in self._chunks(start, stop):
             shares = shared.size and (not number or shared.may_be_in(parent))
             for head, body in zip(heads, bodies, strict=True):
-                mode, nlink, _, _, _, _, size, is_array, blocks, tail, _ = head
+                mode, nlink, _, _, mtime, mtime_ns, size, is_array, blocks, tail, _ = head
                 unit, target, content, name_filter, entries, _ = body
                 kind = mode & TYPE_MASK
                 if kind == DIRECTORY:
                     record = next(below)
                     nlink, blocks, tail = 2 + record.directories, record.blocks, record.tail
                     size = blocks * BLOCK + tail
-                extended = is_extended(head, nlink, size, oldest)
+                extended = mtime_ns != nanoseconds or mtime != seconds or not is_small(head, nlink, size)
                 xattrs = b""
                 if entries:
                     ids: list[int] = []
@@ -128,8 +128,9 @@ class Image:
                     xattrs = encode_xattrs(name_filter, [place + self._first_id for place in ids], inline)
                 fixed = (EXTENDED.size if extended else COMPACT.size) + len(xattrs)
                 at = nids[number] * SLOT
-                _, more, tail = settle(at, fixed, tail, is_link=kind == SYMLINK, exact=exact)
-                blocks += more
+                if kind == SYMLINK or BLOCK - (at + fixed) % BLOCK < tail:
+                    _, more, tail = settle(at, fixed, tail, is_link=kind == SYMLINK, exact=exact)
+                    blocks += more
                 if blocks:  # of an array, mkcomposefs writes the chunk format over its number
                     block = data.at // BLOCK
                     unit = block & 0xFFFF0000 | unit if is_array else block

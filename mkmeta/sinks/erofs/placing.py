@@ -70,10 +70,9 @@ def settle(at: int, fixed: int, tail: int, *, is_link: bool, exact: bool) -> tup
     return at, 0, tail
 
 
-def is_extended(head: Head, nlink: int, size: int, oldest: Time) -> bool:
-    """Whether an inode has to be; `nlink` and `size` of a directory are not in its head."""
-    _, _, uid, gid, seconds, nanoseconds, *_ = head
-    return (seconds, nanoseconds) != oldest or nlink > _SMALL or uid > _SMALL or gid > _SMALL or size > _SIZE
+def is_small(head: Head, nlink: int, size: int) -> bool:
+    """Whether a compact inode has room for the numbers; `nlink` and `size` of a directory are not in its head."""
+    return nlink <= _SMALL and head[2] <= _SMALL and head[3] <= _SMALL and size <= _SIZE
 
 
 class Places:
@@ -147,7 +146,7 @@ class Places:
                 links += record.links
                 more, tail = record.blocks, record.tail
                 nlink, size = 2 + record.directories, more * BLOCK + tail
-            if mtime_ns == nanoseconds and mtime == seconds and not is_extended(head, nlink, size, self._tree.oldest):
+            if mtime_ns == nanoseconds and mtime == seconds and is_small(head, nlink, size):
                 fixed = COMPACT.size + xattrs
             else:
                 fixed = EXTENDED.size + xattrs
