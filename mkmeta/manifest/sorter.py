@@ -30,7 +30,8 @@ def temporary_space_error(error: OSError) -> MkmetaError:
 class ExternalSorter:
     """Takes byte records in any order, gives them back ascending. Memory is bounded by `memory_limit`.
 
-    Runs are spilled to an anonymous file in `$TMPDIR`. A context manager; iterate once, after the last `add`.
+    Runs are spilled to an anonymous file in `$TMPDIR`. A context manager; iterate after the last `add`, as
+    often as needed.
     """
 
     def __init__(self, memory_limit: int = MEMORY_LIMIT) -> None:

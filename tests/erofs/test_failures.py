@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mkmeta.errors import MkmetaError
+from mkmeta.sinks.erofs import assembly
 from tests.conftest import Mount
 from tests.erofs.images import build_image, check_image
 from tests.layer.manifests import manifest_from
@@ -25,12 +26,14 @@ def many(count: int, size: int = 1) -> bytes:
 
 
 @pytest.mark.needs("root")
-def test_a_full_disk(mount: Mount) -> None:
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk(mount: Mount, monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
+    monkeypatch.setattr(assembly, "_ENOUGH", 0)
     place = mount("tmpfs", "size=300k")
     build_image(many(100), place / "image")
     first = (place / "image").read_bytes()
     with pytest.raises(MkmetaError, match="cannot be written: no space left on device") as caught:
-        build_image(many(5000), place / "image", swap=True)
+        build_image(many(5000), place / "image", swap=True, jobs=jobs)
     assert caught.value.path == bytes(place / "image")
     assert os.listdir(place) == ["image"]
     assert (place / "image").read_bytes() == first

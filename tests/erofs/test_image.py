@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mkmeta.linux.mount import MNT_DETACH, MountFlags, umount2
 from mkmeta.linux.mount import mount as mount_file
 from mkmeta.model import DigestName, Symlink
 from mkmeta.plan import Plan
+from mkmeta.sinks.erofs import assembly
 from tests import strategies as some
 from tests.conftest import Mount
 from tests.erofs.images import build_image, check_image, looks, tame
@@ -61,6 +63,9 @@ def compare(manifest: bytes, memory: Path, plan: Plan | None = None) -> None:
         build_layer(manifest, layer, BuildOptions(plan=plan or Plan()))
         result = build_image(manifest, image, plan)
         check_image(image)
+        with unittest.mock.patch.object(assembly, "_ENOUGH", 0):  # so that several processes write it
+            build_image(manifest, Path(name) / "again", plan, jobs=3)
+        assert (Path(name) / "again").read_bytes() == image.read_bytes()
         digest = subprocess.run(["fsverity", "digest", image], capture_output=True, check=True, text=True).stdout
         assert result.published.verity is not None and digest.split()[0] == f"sha256:{result.published.verity.hex()}"
         subprocess.run(["mount", "-t", "erofs", "-o", "ro,loop", image, mounted], check=True)

@@ -12,11 +12,13 @@ import pytest
 from mkmeta.__main__ import main
 from mkmeta.errors import BuildError
 from mkmeta.model import Special, Symlink, Xattrs
+from mkmeta.sinks.erofs import image, placing
 from tests.conftest import Mount
 from tests.erofs.images import build_image, check_image
 from tests.layer.manifests import chain, manifest_from
 from tests.vectors.trees import MTIME, Leaf, Tree, regular
 
+SMALL = manifest_from(Tree(children={b"d": Tree(children={b"%d" % number: regular(1) for number in range(9)})}))
 USER_OBJ, USER, GROUP_OBJ, MASK, OTHER = 1, 2, 4, 0x10, 0x20
 NOBODY = 2**32 - 1
 ACCESS, DEFAULT = b"system.posix_acl_access", b"system.posix_acl_default"
@@ -81,6 +83,20 @@ def test_all_xattrs(tmp_path: Path) -> None:
     check_image(tmp_path / "image")
     (tmp_path / "image").unlink()
     refused(with_xattrs(*long_xattrs(room - 4)), tmp_path, "its xattrs take 262152 bytes, an image takes 262148")
+
+
+def test_more_inodes_than_there_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placing, "INODES_OFFSET", 2**37 - 32 * 20)  # where the last ones are
+    with pytest.raises(BuildError, match=r"the image would be too large: it has room for 2\^32 inodes of 32 bytes"):
+        build_image(SMALL, tmp_path / "image")
+    assert os.listdir(tmp_path) == []
+
+
+def test_more_blocks_than_there_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "_BLOCKS_MAX", 1)
+    with pytest.raises(BuildError, match=r"the image would be too large: it has room for 2\^32 blocks of 4,096 bytes"):
+        build_image(SMALL, tmp_path / "image")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("mode", [0o010644, 0o140644])

@@ -13,7 +13,6 @@ from typing import Final, Self
 from mkmeta.codec.acl import acl_permissions
 from mkmeta.codec.erofs import SIZE_MAX, TYPES, XATTR_HEADER, XATTR_VALUE_MAX, XATTRS_MAX, encode_device
 from mkmeta.errors import BuildError, printable
-from mkmeta.linux.filesystem import filesystem_type
 from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.model import ACL_XATTRS, NS, Device, LinkRow, PrimaryRow, RegularFile, Symlink
 from mkmeta.plan import PlannedNode
@@ -23,6 +22,7 @@ from mkmeta.sinks.erofs.destination import ImageDestination
 from mkmeta.sinks.erofs.nodes import TYPE_MASK, Row, layout_of, xattr_entries
 from mkmeta.sinks.protocol import LayerKind, Published
 
+IMAGE_BYTES: Final = "image_bytes"  # what is counted: the size of the image
 _ACCESS_ACL: Final = b"system.posix_acl_access"
 _COMPOSEFS_XATTRS_MAX: Final = 32767  # bytes of a node's, as mkcomposefs counts them
 _COMPOSEFS_XATTR: Final = 7  # bytes it counts for each, beside name and value
@@ -55,7 +55,7 @@ class ErofsSink:
 
     def begin(self, root: PlannedNode, inodes: int) -> None:
         """Makes temporary files, after everything that can be refused was looked at."""
-        self._destination.check()
+        self._filesystem = self._destination.check()
         self._root = make_row(root, b"", 0, b"", exact=self._assembly.composefs is not None)
         self._parts = [self._assembly.part() for _ in range(self._jobs)]
         # One byte for each, that the process takes which takes the part
@@ -77,12 +77,8 @@ class ErofsSink:
     def finish(self, root: PlannedNode, counts: Counter[str]) -> Published:
         """Writes the image."""
         digest, size = self._assembly.write(self._root, self._destination.output())
-        counts["image_bytes"] = size
-        fd = os.open(self._destination.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return Published(filesystem_type(fd), verity=digest)
-        finally:
-            os.close(fd)
+        counts[IMAGE_BYTES] = size
+        return Published(self._filesystem, verity=digest)
 
 
 class RowWriter:
