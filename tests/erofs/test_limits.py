@@ -16,6 +16,7 @@ from mkmeta.sinks.erofs import image, placing
 from tests.conftest import Mount
 from tests.erofs.images import build_image, check_image
 from tests.layer.manifests import chain, manifest_from
+from tests.vectors.make_vectors import VECTORS
 from tests.vectors.trees import MTIME, Leaf, Tree, regular
 
 SMALL = manifest_from(Tree(children={b"d": Tree(children={b"%d" % number: regular(1) for number in range(9)})}))
@@ -207,3 +208,13 @@ def test_arguments_that_do_not_go_together(
     (tmp_path / "sw.dump").write_text("/ 4096 40755 2 0 0 0 0.0 - - -\n")
     assert main(["build", *arguments, "sw.dump", *([] if "--store" in arguments else ["i"])]) == 2
     assert os.listdir(tmp_path) == ["sw.dump"]
+
+
+DIGESTS = [line.split() for line in (Path(__file__).parent / "digests.txt").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("digest", "name"), DIGESTS, ids=[name for _, name in DIGESTS])
+def test_the_images_of_the_vectors(tmp_path: Path, digest: str, name: str) -> None:
+    """A digest that changes is another format: hosts that compare it with a published one would refuse the image."""
+    result = build_image((VECTORS / name / "manifest.mkm").read_bytes(), tmp_path / "image", jobs=2)
+    assert result.published.verity is not None and result.published.verity.hex() == digest
