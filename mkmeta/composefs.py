@@ -127,7 +127,7 @@ class _Tree:
                 len(key).to_bytes(_NUMBER_BYTES, "big")))  # fmt: skip
             progress(1)
         if not self.lines:
-            raise FormatError("composefs-dump: the text is empty")
+            raise FormatError("the text is empty")
 
     def collect(self, collector: Collector, version: int) -> Row:
         """Has all directories collected, in node order. Returns the row of the root. Raises FormatError."""
@@ -209,9 +209,7 @@ class _Tree:
                 found[entry.path] = REGULAR if whiteout else entry.mode
         for path, target in self._links.items():
             if self._final(path) not in found:
-                raise FormatError(
-                    f"composefs-dump: '{printable(path)}' links to '/{printable(target)}', which is not there"
-                )
+                raise FormatError(f"'{printable(path)}' links to '/{printable(target)}', which is not there")
         return found
 
     def _final(self, path: bytes) -> bytes:
@@ -219,7 +217,7 @@ class _Tree:
         passed = {}
         while (target := self._links.get(path)) is not None:
             if path in passed:
-                raise FormatError(f"composefs-dump: '{printable(path)}' is a hard link to itself")
+                raise FormatError(f"'{printable(path)}' is a hard link to itself")
             passed[path] = target
             path = target
         for link in passed:
@@ -388,4 +386,4 @@ def _parent_of(key: bytes) -> bytes:
 
 
 def _bad(line: int, problem: str) -> FormatError:
-    return FormatError(f"composefs-dump: line {line}: {problem}")
+    return FormatError(f"line {line}: {problem}")

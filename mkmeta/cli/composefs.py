@@ -13,7 +13,7 @@ from mkmeta.cli.progress import ProgressLine
 from mkmeta.codec.container import MAGIC
 from mkmeta.composefs import build_dump
 from mkmeta.composefs_plan import ComposefsPlan
-from mkmeta.errors import ExitCode, MkmetaError, UsageError, printable, reason
+from mkmeta.errors import ExitCode, FormatError, MkmetaError, UsageError, printable, reason
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.sinks.erofs.sink import ErofsSink
 
@@ -75,9 +75,13 @@ def run_dump(args: argparse.Namespace, text: BinaryIO) -> int:
             done += lines
             line.update(done)
 
-        image = build_dump(
-            text, dest, version=args.composefs_version, swap=args.swap, jobs=args.jobs, progress=progress
-        )
+        try:
+            image = build_dump(
+                text, dest, version=args.composefs_version, swap=args.swap, jobs=args.jobs, progress=progress
+            )
+        except FormatError as error:
+            error.path = b"standard input" if args.manifest == "-" else os.fsencode(args.manifest)
+            raise
     if args.json:
         emit(
             "summary",

@@ -242,3 +242,11 @@ def test_of_manifests(case: tuple[tuple[DigestName, ...], Tree], linked: bool) -
             code = main(["build", "-q", "--format", "composefs", str(manifest), str(dest)])
         expected = mkcomposefs(text.getvalue().encode(), Path(name) / "theirs")
         assert (dest.read_bytes() if code == 0 else None) == expected
+
+
+def test_a_bad_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "bad.dump"
+    text.write_bytes(lines(b"/f"))
+    assert main(["build", "--format", "composefs", str(text), str(tmp_path / "image")]) == 10
+    assert capsys.readouterr() == ("", f"mkmeta: {text}: line 2: mode '' is not a number\n")
+    assert os.listdir(tmp_path) == ["bad.dump"]
