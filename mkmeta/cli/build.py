@@ -28,6 +28,7 @@ from mkmeta.manifest.walk import WORKERS_MAX
 from mkmeta.plan import Plan
 from mkmeta.sinks.protocol import LayerKind
 from mkmeta.store.adding import Added, add
+from mkmeta.store.generation import LAYER
 from mkmeta.store.store import Store
 
 _WAIT = 600  # seconds for another build of the store: most are over by then
@@ -235,7 +236,7 @@ def _report_added(added: Added, reader: ManifestReader, args: argparse.Namespace
         emit(
             "summary",
             id=reader.id.hex(),
-            **path_fields(generation.layer, "dest"),
+            **path_fields(os.path.join(generation.path, LAYER), "dest"),
             generation=generation.number,
             built=result is not None,
             **(_result_fields(result) if result else {"entries": reader.root.directory.entries}),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from mkmeta.cli.arguments import filled
 from mkmeta.cli.host_arguments import add_wait, notes
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, NoGenerationError, printable
+from mkmeta.host.following import check_outside_layers
 from mkmeta.store.pointer import Pointer, publish
 from mkmeta.store.record import NUMBER_MAX
 from mkmeta.store.store import Generation, Store
@@ -71,8 +73,12 @@ def run(args: argparse.Namespace) -> int:
     store = Store.open(args.store)
     with store.publish_lock("publish", wait=args.wait, note=notes(args)):
         generation = _generation(store, args.generation)
-        pointer = publish(store, args.pointer, generation, rollback=args.rollback)
-    _report(pointer, args)
+        with contextlib.suppress(OSError):  # no such directory: `publish` says so
+            check_outside_layers(args.pointer)
+        done = publish(store, args.pointer, generation, rollback=args.rollback, wait=args.wait, note=notes(args))
+    for name, why in done.stubborn:
+        note(f"mkmeta: {printable(name)}: an old manifest that cannot be removed: {why}")
+    _report(done.pointer, args)
     return int(ExitCode.DONE)
 
 

@@ -7,21 +7,26 @@ import fcntl
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from mkmeta.digest import ObjectId
-from mkmeta.errors import StoreError, UsageError, path_fields, printable, reason
+from mkmeta.errors import StoreError, UsageError, path_fields, reason
 from mkmeta.manifest.output import atomic_output
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.model import NS
 from mkmeta.store.generation import Generation
-from mkmeta.store.record import Record, encode, utc_now
-from mkmeta.store.store import Store
+from mkmeta.store.lock import held
+from mkmeta.store.record import RECORD_SIZE_MAX, Record, encode, utc_now
+from mkmeta.store.store import Note, Store
 
 _KIND = "mkmeta-pointer"
 _NAME_MAX: Final = 160  # bytes of a pointer's name: number, ID and what an unfinished file has go behind it
 _COMPONENT_MAX: Final = 255  # bytes; NAME_MAX
 _COMPARED_BYTES: Final = 1 << 20
+_NONCE_BYTES: Final = 8
+_ANNOUNCED_WITHIN_NS: Final = 3600 * NS  # a publisher that takes longer from manifest to pointer sees that it is gone
 _HINT = "the publisher can put it right: remove it, then mkmeta publish"
 
 
@@ -38,11 +43,20 @@ class Pointer:
 
 
 def read_pointer(path: bytes) -> Pointer:
-    """Reads a pointer. Raises StoreError with its path, whatever the bytes are."""
+    """Reads a pointer. Raises StoreError with its path, whatever the bytes are, and whatever else is there."""
+    return parse_pointer(pointer_record(path))
+
+
+def pointer_record(path: bytes) -> Record:
+    """The record of a pointer, as it is. Raises StoreError."""
     try:
-        record = Record.read(path, _KIND, hint=_HINT)
+        return Record.read(path, _KIND, hint=_HINT, follow=False)
     except FileNotFoundError:
         raise StoreError("there is no such pointer", path=path, hint="mkmeta publish makes one") from None
+
+
+def parse_pointer(record: Record) -> Pointer:
+    """What a record of a pointer says. Raises StoreError."""
     manifest = record.path_of("manifest")
     if not 0 < len(manifest) <= _COMPONENT_MAX or b"/" in manifest or manifest in (b".", b".."):
         record.damaged("'manifest' is not the name of a file")
@@ -56,35 +70,70 @@ def read_pointer(path: bytes) -> Pointer:
     )
 
 
-def publish(store: Store, pointer_path: bytes, generation: Generation, *, rollback: bool) -> Pointer:
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What `publish` did."""
+
+    pointer: Pointer
+    stubborn: tuple[tuple[bytes, str], ...] = ()  # old manifests that cannot be removed, and why
+
+
+def publish(
+    store: Store, pointer_path: bytes, generation: Generation, *, rollback: bool, wait: float, note: Note
+) -> Published:
     """Announces a generation: its manifest appears beside the pointer, then the pointer names it. Hold `publish_lock`.
 
-    `rollback` allows a number below the one announced, and has clients go back. Raises StoreError, and MkmetaError when
+    `rollback` allows a number below the one announced, and has clients go back. Waits for others who publish to the
+    same pointer, from a store of their own, up to `wait` seconds. Raises StoreError, LockedError, and MkmetaError when
     something cannot be written; the pointer that was there is then still good.
     """
     directory, name = os.path.split(os.path.abspath(pointer_path))
     directory = os.path.realpath(directory)
     path = os.path.join(directory, name)
     _check_name(pointer_path, path, name)
-    old = read_pointer(path) if os.path.lexists(path) else None
-    about = generation.about()
-    if old is not None:
-        _check_successor(pointer_path, old, generation, about.id, rollback=rollback)
-    manifest = b"%b-%b.mkm" % (name, generation.name)
-    pointer = Pointer(
-        serial=old.serial + 1 if old else 1,
-        generation=generation.number,
-        id=about.id,
-        published=utc_now(),
-        manifest=manifest,
-        # clients that missed the first word of it must still go back, until what they have is no longer the newest
-        rollback=rollback or bool(old and old.rollback and generation.number < store.last_number()),
-    )
-    _copy_manifest(generation, about.id, os.path.join(directory, manifest))
-    with atomic_output(path, follow=False) as stream:
-        stream.write(_encode(pointer))
-    _prune(directory, name, {manifest, old.manifest if old else manifest})
-    return pointer
+    with _lock_of(directory, name, wait, note):
+        before = _bytes_of(path)
+        old = read_pointer(path) if before is not None else None
+        about = generation.about()
+        if old is not None:
+            _check_successor(pointer_path, old, generation, about.id, rollback=rollback)
+        manifest = b"%b-%b.mkm" % (name, generation.name)
+        pointer = Pointer(
+            serial=old.serial + 1 if old else 1,
+            generation=generation.number,
+            id=about.id,
+            published=utc_now(),
+            manifest=manifest,
+            # clients that missed the first word of it must still go back, until what they have is no longer the newest
+            rollback=rollback or bool(old and old.rollback and generation.number < store.last_number()),
+        )
+        _copy_manifest(generation, about.id, os.path.join(directory, manifest))
+        with atomic_output(path, follow=False) as stream:
+            stream.write(_encode(pointer))
+            if _bytes_of(path) != before:  # only where the filesystem has no locks
+                raise StoreError("somebody else published meanwhile", path=pointer_path, hint="see what, and try again")
+        keep = {manifest, old.manifest if old else manifest}
+        return Published(pointer=pointer, stubborn=tuple(_prune(directory, name, keep)))
+
+
+@contextlib.contextmanager
+def _lock_of(directory: bytes, name: bytes, wait: float, note: Note) -> Iterator[None]:
+    """Keeps out others who publish to this pointer, where the volume's filesystem has locks, and we may make one."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(StoreError):
+            stack.enter_context(held(os.path.join(directory, b".%b.lock" % name), "publish", wait=wait, note=note))
+        yield
+
+
+def _bytes_of(path: bytes) -> bytes | None:
+    """What the pointer is now, as far as one can be; None: there is nothing."""
+    try:
+        with open(path, "rb", opener=_open_as_is) as stream:
+            return stream.read(RECORD_SIZE_MAX + 1) if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else b""
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return b""
 
 
 def _encode(pointer: Pointer) -> bytes:
@@ -95,6 +144,7 @@ def _encode(pointer: Pointer) -> bytes:
         "published": pointer.published,
         **path_fields(pointer.manifest, "manifest"),
         "rollback": pointer.rollback,
+        "nonce": os.urandom(_NONCE_BYTES).hex(),  # no two are alike: a serial may begin again, a second is long
     }
     return encode(_KIND, fields)
 
@@ -134,6 +184,8 @@ def _copy_manifest(generation: Generation, manifest_id: ObjectId, path: bytes) -
         if reader.id != manifest_id:
             raise StoreError("is not the manifest of this generation", path=generation.manifest)
         if _is_copy(generation.manifest, path):
+            with contextlib.suppress(OSError):  # of somebody else: then it is he who looks after it
+                os.utime(path, follow_symlinks=False)  # as new: nobody takes it for an old one now
             return
         with atomic_output(path, follow=False) as stream:
             reader.copy_to(stream)
@@ -156,29 +208,36 @@ def _open_as_is(path: str | bytes, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY)
 
 
-def _prune(directory: bytes, name: bytes, keep: set[bytes]) -> None:
-    """Removes manifests of this pointer that nobody is told of any more, and what killed calls left of them."""
+def _prune(directory: bytes, name: bytes, keep: set[bytes]) -> Iterator[tuple[bytes, str]]:
+    """Removes manifests of this pointer that nobody is told of any more, and what killed calls left of them.
+
+    A manifest appears before the pointer that names it: those of the last hour may be another publisher's, about to be
+    announced. Yields what cannot be removed, and why.
+    """
     pattern = re.compile(
         rb"(\.?)" + re.escape(name) + rb"-[0-9]{6,16}-[0-9a-f]{12}\.mkm(\.mkmeta-[0-9a-f]{8})?", re.DOTALL
     )
     try:
-        found = os.listdir(directory)
+        found = sorted(map(os.fsencode, os.listdir(directory)))
+        now_ns = os.lstat(os.path.join(directory, name)).st_mtime_ns  # by the server's clock, as theirs are
     except OSError as error:
-        raise StoreError(f"cannot be listed: {reason(error)}", path=directory) from None
-    for entry in map(os.fsencode, found):
+        yield directory, reason(error)
+        return
+    for entry in found:
         match = pattern.fullmatch(entry)
         if match is None or bool(match[1]) != bool(match[2]) or entry in keep:
             continue
         path = os.path.join(directory, entry)
         try:
-            if not match[2] or _is_left(path):
+            status = os.lstat(path)
+            if not stat.S_ISREG(status.st_mode):
+                yield entry, "not a regular file"
+            elif _is_left(path) if match[2] else status.st_mtime_ns < now_ns - _ANNOUNCED_WITHIN_NS:
                 os.unlink(path)
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise StoreError(
-                f"published, but {printable(entry)} cannot be removed: {reason(error)}", path=directory
-            ) from None
+            yield entry, reason(error)
 
 
 def _is_left(path: bytes) -> bool:

@@ -64,12 +64,13 @@ class Record:
     path: bytes
     fields: dict[str, object]
     hint: str  # what to do when it is damaged
+    data: bytes = b""  # as it was read
 
     @classmethod
-    def read(cls, path: bytes, kind: str, *, hint: str) -> Self:
-        """Reads the record at `path`. Raises StoreError, and FileNotFoundError."""
+    def read(cls, path: bytes, kind: str, *, hint: str, follow: bool = True) -> Self:
+        """Reads the record at `path`; without `follow`, no link there. Raises StoreError, and FileNotFoundError."""
         try:
-            data = _read_file(path)
+            data = _read_file(path, 0 if follow else os.O_NOFOLLOW)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -84,7 +85,7 @@ class Record:
         record = cls(path, {}, hint)
         if len(data) > RECORD_SIZE_MAX:
             record.damaged(f"more than {RECORD_SIZE_MAX} bytes")
-        record = cls(path, record._parse(data), hint)
+        record = cls(path, record._parse(data), hint, data)
         record._check_format(kind)
         return record
 
@@ -163,11 +164,13 @@ class Record:
             )
 
 
-def _read_file(path: bytes) -> bytes | None:
+def _read_file(path: bytes, flags: int) -> bytes | None:
     """Up to one byte more than allowed; None when it is no regular file."""
     for attempt in range(_ATTEMPTS):
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            if not stat.S_ISREG(os.stat(path, follow_symlinks=not flags).st_mode):
+                return None  # opening a device may do something
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | flags)
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 os.close(fd)
                 return None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from mkmeta.linux.mount import MNT_DETACH, mount, umount2
 from tests.host.hosts import Host, Result
 
 pytestmark = pytest.mark.needs("root", "overlay")
@@ -60,6 +62,7 @@ def test_the_first_call_fetches_builds_and_mounts(site: Site) -> None:
 @pytest.mark.needs("strace")
 def test_nothing_new_is_one_stat(site: Site) -> None:
     site.follow()
+    _settle(site)
     command = site.client.command(
         "activate", site.client.store, site.client.point, "--lower", site.client.volume, "--follow", site.pointer
     )
@@ -69,6 +72,103 @@ def test_nothing_new_is_one_stat(site: Site) -> None:
     assert len(touched) == 1, touched
     assert "sw.json" in touched[0]
     assert site.action() == "nothing"
+
+
+def _settle(site: Site, seconds: int = 301) -> None:
+    """As if the last call had been made that much later."""
+    (memory,) = (site.client.run / "followed").iterdir()
+    fields = json.loads(memory.read_text())
+    memory.write_text(json.dumps({**fields, "looked": fields["looked"] + seconds * 10**9}))
+
+
+def test_a_pointer_that_is_alike_in_all_but_what_it_says(site: Site) -> None:
+    """Inode number, size and times as before: soon after the last news it is read all the same."""
+    site.follow()
+    site.release("v2")
+    (memory,) = (site.client.run / "followed").iterdir()
+    status = site.pointer.stat()
+    identity = [status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size]
+    memory.write_text(json.dumps({**json.loads(memory.read_text()), "identity": identity}))
+    assert site.action() == "switched"
+
+
+def test_a_serial_that_begins_again(site: Site) -> None:
+    """Removed and published again: the same generation, the same serial, perhaps within the same second."""
+    site.follow()
+    site.pointer.unlink()
+    site.publish()
+    assert json.loads(site.pointer.read_text())["serial"] == 1
+    assert site.action() == "refreshed"
+    site.pointer.touch()  # nothing was published
+    assert site.action() == "nothing"
+
+
+def test_a_pointer_named_through_a_layer(site: Site, tmp_path: Path) -> None:
+    """It would go on showing the one it has shown; through a bind mount of the layer too."""
+    site.follow()
+    through = site.client.point / ".mkmeta/sw.json"
+    assert through.exists()
+    other = tmp_path / "bind"
+    other.mkdir()
+    mount(os.fsencode(site.client.point), os.fsencode(other), None, 0x1000)
+    try:
+        for pointer in (through, other / ".mkmeta/sw.json"):
+            arguments = (site.client.store, site.client.point, "--lower", site.client.volume, "--follow", pointer)
+            assert "named through the layer" in site.client.call("activate", *arguments, check=16).err
+            refused = site.publisher.call("publish", site.publisher.store, "--pointer", pointer, check=16)
+            assert "named through the layer" in refused.err
+    finally:
+        umount2(os.fsencode(other), MNT_DETACH)
+
+
+def _as_a_directory(memory: Path) -> None:
+    memory.unlink()
+    memory.mkdir()
+
+
+def _as_a_pipe(memory: Path) -> None:
+    memory.unlink()
+    os.mkfifo(memory)
+
+
+def _as_a_file_above(memory: Path) -> None:
+    memory.unlink()
+    memory.parent.rmdir()
+    memory.parent.touch()
+
+
+DAMAGE: list[Callable[[Path], object]] = [
+    _as_a_directory,
+    _as_a_pipe,
+    _as_a_file_above,
+    *(
+        lambda memory, text=text: memory.write_text(text)
+        for text in (
+            *(
+                "",
+                "{",
+                "[]",
+                "\0" * 70000,
+                '{"format": "mkmeta-followed"}',
+                '{"format": "mkmeta-followed", "version": 9}',
+            ),
+            '{"format": "mkmeta-followed", "version": 1, "identity": 1, "looked": "x", "digest": [], "id": {}}',
+            '{"format": "mkmeta-followed", "version": 1, "identity": ["a"], "looked": 99999999999999999999}',
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=range(len(DAMAGE)))
+def test_what_is_remembered_is_not_believed(site: Site, damage: Callable[[Path], object]) -> None:
+    """The memory is damaged: the pointer is read, and what it asks for is done."""
+    site.follow()
+    (memory,) = (site.client.run / "followed").iterdir()
+    damage(memory)
+    assert site.action() == "refreshed"
+    site.release("v2")
+    assert site.action() == "switched"
+    assert site.client.leftovers() == []
 
 
 def test_a_new_generation_is_switched_to(site: Site) -> None:

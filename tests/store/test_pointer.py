@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mkmeta.errors import MkmetaError, StoreError, UsageError
+from mkmeta.digest import ObjectId
+from mkmeta.errors import LockedError, MkmetaError, StoreError, UsageError
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.store.pointer import Pointer, publish, read_pointer
-from mkmeta.store.store import Store
+from mkmeta.store import pointer as pointer_module
+from mkmeta.store.lock import held
+from mkmeta.store.pointer import Pointer, Published, publish, read_pointer
+from mkmeta.store.store import Generation, Store
 from tests.store.processes import fork, run_killed, wait
-from tests.store.stores import LARGE, ONE, THREE, TWO, id_of, names, new_store, put
+from tests.store.stores import LARGE, ONE, THREE, TWO, id_of, ignore, new_store, put
 
 pytestmark = pytest.mark.needs("trusted xattrs")
 
@@ -44,8 +48,23 @@ def path(tmp_path: Path) -> Path:
 
 
 def announce(store: Store, path: Path, number: int, *, rollback: bool = False) -> Pointer:
+    """Publishes a generation, when what is there was published two hours ago."""
+    for manifest in path.parent.glob("*.mkm"):
+        if manifest.is_file() and not manifest.is_symlink():
+            os.utime(manifest, (time.time() - 7200,) * 2)
+    return publish_to(store, path, number, rollback=rollback).pointer
+
+
+def publish_to(store: Store, path: Path | bytes, number: int, *, rollback: bool = False, wait: float = 60) -> Published:
     """Publishes a generation."""
-    return publish(store, os.fsencode(path), store.generation(number), rollback=rollback)
+    return publish(
+        store, os.fsencode(path), store.generation(number), rollback=rollback, wait=wait, note=lambda _: None
+    )
+
+
+def names(directory: Path) -> list[str]:
+    """What is in a pointer's directory, but for the lock of publishers."""
+    return sorted(path.name for path in directory.iterdir() if not path.name.endswith(".lock"))
 
 
 def test_the_file_is_that_of_the_page(store: Store, path: Path) -> None:
@@ -54,6 +73,7 @@ def test_the_file_is_that_of_the_page(store: Store, path: Path) -> None:
     table = PAGE.read_text().partition("## 5")[2].partition("## Changes")[0]
     keys = {key for row in table.splitlines() if row.startswith("| `") for key in row.split("|")[1].split("`")[1::2]}
     assert set(found) == keys
+    assert re.fullmatch(r"[0-9a-f]{16}", found.pop("nonce"))
     published = found.pop("published")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", published)
     assert found == {
@@ -149,7 +169,6 @@ def test_a_store_that_is_damaged_is_not_published(store: Store, path: Path) -> N
 
 
 def test_places_for_a_pointer(store: Store, path: Path) -> None:
-    generation = store.generation(1)
     path.symlink_to("elsewhere")
     for where, kind, message in (
         (path, StoreError, "is a symbolic link"),
@@ -158,16 +177,16 @@ def test_places_for_a_pointer(store: Store, path: Path) -> None:
         (path.parent / ("x" * 161), UsageError, "at most 160 bytes"),
     ):
         with pytest.raises(kind, match=message) as caught:
-            publish(store, os.fsencode(where), generation, rollback=False)
+            publish_to(store, where, 1)
         assert caught.value.path == os.fsencode(where)
     longest = path.parent / ("x" * 160)
-    publish(store, os.fsencode(longest), generation, rollback=False)
+    publish_to(store, longest, 1)
     assert read_pointer(os.fsencode(longest)).generation == 1
 
 
 def test_a_pointer_without_a_directory(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
-    publish(store, b"sw.json", store.generation(1), rollback=False)
+    publish_to(store, b"sw.json", 1)
     assert names(path.parent) == ["sw.json", NAMES[1]]
 
 
@@ -344,7 +363,7 @@ def loop(path: Path) -> None:
         (absent, "there is no such pointer"),
         (Path.mkdir, "not a regular file"),
         (os.mkfifo, "not a regular file"),
-        (loop, "cannot be read: too many levels"),
+        (loop, "not a regular file"),
     ],
 )
 def test_what_is_no_file(path: Path, make: Callable[[Path], None], message: str) -> None:
@@ -371,8 +390,8 @@ def test_a_manifest_that_cannot_be_removed_is_named(store: Store, path: Path, mo
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "unlink", refuse)
-    with pytest.raises(StoreError, match=rf"published, but {NAMES[1]} cannot be removed: permission denied"):
-        announce(store, path, 3)
+    os.utime(path.parent / NAMES[1], (time.time() - 7200,) * 2)
+    assert publish_to(store, path, 3).stubborn == ((NAMES[1].encode(), "permission denied"),)
     monkeypatch.undo()
     assert read_pointer(os.fsencode(path)).generation == 3
 
@@ -399,4 +418,95 @@ def test_nothing_that_stands_beside_it_is_written_through(store: Store, path: Pa
         assert id_of(place.read_bytes()) == id_of(ONE)
         assert not place.is_symlink()
     assert elsewhere.read_text() == "precious"
-    assert not list(path.parent.glob(".*"))
+    assert [name for name in names(path.parent) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory", "device", "huge"])
+def test_what_others_put_beside_it_is_neither_opened_nor_removed(store: Store, path: Path, kind: str) -> None:
+    """At the name of an old manifest: a link to what is precious; what hangs, or does something when it is opened."""
+    announce(store, path, 1)
+    place = path.parent / NAMES[2]
+    if kind == "link":
+        place.symlink_to("/etc/passwd")
+    elif kind == "directory":
+        place.mkdir()
+    elif kind == "huge":
+        place.touch()
+        os.truncate(place, 1 << 40)
+        os.utime(place, (0, 0))
+    elif kind == "device" and os.geteuid() == 0:
+        os.mknod(place, 0o020600, os.makedev(10, 1))
+    else:
+        os.mkfifo(place)
+    done = publish_to(store, path, 3)
+    assert done.pointer.serial == 2
+    assert done.stubborn == (() if kind == "huge" else ((NAMES[2].encode(), "not a regular file"),))
+    assert os.path.lexists(place) == (kind != "huge")
+
+
+def test_a_manifest_that_another_publisher_is_about_to_announce_stays(store: Store, path: Path) -> None:
+    """Where the filesystem has no locks: it is young, or has just been made so."""
+    announce(store, path, 1)
+    (path.parent / NAMES[2]).write_bytes(TWO)
+    publish_to(store, path, 3)
+    assert (path.parent / NAMES[2]).exists()
+    os.utime(path.parent / NAMES[1], (0, 0))
+    publish_to(store, path, 1, rollback=True)
+    assert (path.parent / NAMES[1]).stat().st_mtime > 0
+
+
+def test_two_publishers_with_stores_of_their_own(store: Store, path: Path, tmp_path: Path) -> None:
+    """The second waits, and then finds that the number is taken."""
+    other = new_store(tmp_path / "other")
+    for data in (ONE, THREE):
+        put(other, data)
+    announce(store, path, 1)
+    lock = held(os.fsencode(path.parent / ".sw.json.lock"), "publish", wait=0, note=ignore)
+    with lock, pytest.raises(LockedError, match="mkmeta publish"):
+        publish_to(store, path, 2, wait=0)
+    publish_to(store, path, 2)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="names another manifest as generation 2"):
+        publish_to(other, path, 2)
+    assert path.read_bytes() == before
+
+
+def test_a_pointer_that_changes_while_one_publishes(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without locks: somebody else was faster, and what he said stays."""
+    announce(store, path, 1)
+
+    @contextlib.contextmanager
+    def no_locks(*_: object, **__: object) -> Iterator[int]:
+        raise StoreError("cannot be locked")
+        yield 0
+
+    real = pointer_module._copy_manifest
+
+    def copy(generation: Generation, manifest_id: ObjectId, where: bytes) -> None:
+        real(generation, manifest_id, where)
+        if generation.number == 2:
+            publish_to(store, path, 3)
+
+    monkeypatch.setattr(pointer_module, "held", no_locks)
+    monkeypatch.setattr(pointer_module, "_copy_manifest", copy)
+    with pytest.raises(StoreError, match="somebody else published meanwhile"):
+        publish_to(store, path, 2)
+    assert read_pointer(os.fsencode(path)).generation == 3
+    assert names(path.parent) == ["sw.json", *sorted(NAMES[number] for number in (1, 2, 3))]
+
+
+def test_no_two_pointers_are_alike(store: Store, path: Path) -> None:
+    """Removed and published again, in the same second: clients must see that."""
+    found = set()
+    for _ in range(5):
+        announce(store, path, 1)
+        found.add(path.read_bytes())
+        path.unlink()
+    assert len(found) == 5
+
+
+def test_a_reader_follows_no_link(store: Store, path: Path) -> None:
+    announce(store, path, 1)
+    (path.parent / "link").symlink_to(path)
+    with pytest.raises(StoreError, match="not a regular file"):
+        read_pointer(os.fsencode(path.parent / "link"))
