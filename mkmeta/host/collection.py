@@ -21,6 +21,8 @@ from mkmeta.store.removal import remove_gone, remove_unfinished, retire
 from mkmeta.store.store import Generation, Store
 
 _LOOKS: Final = 5  # at the host, while others change the store
+_DOUBTS: Final = 2  # more looks, when something could not be told
+_PAUSE: Final = 0.2  # seconds between them
 _TICK: Final = 0.03  # seconds: more than a tick of any kernel's clock, 10 ms
 
 
@@ -136,13 +138,7 @@ class _Users:
 
     def _looked(self) -> Usage:
         if self._usage is None:
-            try:
-                self._usage = look([generation.layer for generation in self._store.generations()])
-            except OSError as error:
-                hint = "mount it: mount -t proc proc /proc"
-                raise StoreError(
-                    f"who uses it cannot be seen, as /proc is missing: {reason(error)}", hint=hint
-                ) from None
+            self._usage = self._look()
             tables = self._usage.tables
             needed = {lower for table in tables for mount in table.mounts for lower in layers_of(mount).lowers}
             # an inner mount whose outer one is gone is nobody's: the next `activate` removes it
@@ -151,6 +147,21 @@ class _Users:
                 for table in tables
             ]
         return self._usage
+
+    def _look(self) -> Usage:
+        """Looks until nothing is in doubt, but not for ever: what comes and goes is gone the next time."""
+        layers = [generation.layer for generation in self._store.generations()]
+        try:
+            usage = look(layers)
+            for _ in range(_DOUBTS):
+                if not usage.in_doubt:
+                    break
+                time.sleep(_PAUSE)
+                usage = look(layers)
+        except OSError as error:
+            hint = "mount it: mount -t proc proc /proc"
+            raise StoreError(f"who uses it cannot be seen, as /proc is missing: {reason(error)}", hint=hint) from None
+        return usage
 
     def _place(self, generation: Generation) -> tuple[int, bytes]:
         """The device a generation is on, and its path in that filesystem, as the mount tables name them."""

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from mkmeta.errors import printable
-from mkmeta.linux.syscalls import CLONE_NEWNS, unshare
+from mkmeta.linux.descriptors import closing
+from mkmeta.linux.syscalls import CLONE_NEWNS, setns, unshare
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -217,26 +218,23 @@ def leave_mount_namespace() -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        _make_private_outside()  # of a chroot to a plain directory: its root is no mount point
+        _make_all_private_from_a_chroot()
 
 
-def _make_private_outside() -> None:
-    """The same from the root of the namespace: a process whose working directory is outside its root can go there."""
-    root = os.open(b"/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    here = os.open(b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fchdir(root)
-        os.chroot(b"/proc")
-        while not os.path.samestat(os.stat(b".."), os.stat(b".")):
-            os.chdir(b"..")
-        os.chroot(b".")
-        mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE)
-        os.fchdir(root)
-        os.chroot(b".")
-        os.fchdir(here)
-    finally:
-        os.close(root)
-        os.close(here)
+def _make_all_private_from_a_chroot() -> None:
+    """In a chroot to a plain directory `/` is no mount: by entering the namespace anew, to its own root and back."""
+    with contextlib.ExitStack() as stack:
+        root, here, namespace = (
+            stack.enter_context(closing(os.open(path, flags | os.O_CLOEXEC)))
+            for path, flags in (("/", os.O_PATH), (".", os.O_PATH), ("/proc/self/ns/mnt", os.O_RDONLY))
+        )
+        setns(namespace, CLONE_NEWNS)
+        try:
+            mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE)
+        finally:
+            os.fchdir(root)
+            os.chroot(".")
+            os.fchdir(here)
 
 
 def leave_mount_namespace_at(point: bytes) -> None:

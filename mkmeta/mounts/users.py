@@ -30,6 +30,12 @@ class Usage:
     unseen: list[Unseen]
     like: dict[int, frozenset[bytes] | None]  # device of an overlay: which of the layers it has on top; None: any
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether something could not be looked at, or not be told: perhaps only because it went away meanwhile."""
+        open_on_any = any(item.layers is None for item in self.held)
+        return bool(self.unseen) or open_on_any or None in self.like.values()
+
 
 def look(layers: Sequence[bytes] = ()) -> Usage:
     """Looks at the whole host; `layers` are paths of layers that what is found is compared with.
