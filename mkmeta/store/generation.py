@@ -21,6 +21,7 @@ PRIVATE: Final = b"private"  # closed to all but the owner and root; the layer i
 ABOUT: Final = b"generation.json"
 SHORT_ID_DIGITS: Final = 12  # FORMAT
 _KIND = "mkmeta-generation"
+_KINDS: Final = (LayerKind.DIRECTORY,)  # of layers that a store keeps; images are for mount(8) until then
 _WRITTEN = b"written"
 _WORK = b"work"
 _NAME = re.compile(rb"([0-9]{6,16})-([0-9a-f]{12})")
@@ -68,9 +69,9 @@ class About:
 def _kind(record: Record) -> LayerKind:
     """What the layer is. Raises StoreError for what only a newer mkmeta knows."""
     kind = record.word("kind", default=LayerKind.DIRECTORY)
-    if kind not in list(LayerKind):
+    if kind not in _KINDS:
         raise StoreError(
-            f"its layer is of the kind {kind!r}, this mkmeta knows: {', '.join(LayerKind)}",
+            f"its layer is of the kind {kind!r}, this mkmeta knows: {', '.join(_KINDS)}",
             path=record.path,
             hint="use a newer mkmeta",
         )
