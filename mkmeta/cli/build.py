@@ -52,8 +52,8 @@ the current one; when the newest generation is that manifest already, nothing is
 """
 
 _EPILOG = """\
-The last line on stdout is the manifest's ID; with --swap, a line with the name of the old tree comes before it, with
---format erofs one with the digest of the image.
+The last line on stdout is the manifest's ID; with --swap, a line with the name of the old tree comes before it, of an
+image one with its digest. Of a composefs-dump text, the digest is the last line.
 
 examples:
   mkmeta build sw.mkm /srv/layers/sw
