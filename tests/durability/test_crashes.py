@@ -91,6 +91,14 @@ def test_new_layer(place: Path, jobs: str) -> None:
     assert {"v1"} == new.names()
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("kind", ["erofs", "composefs"])
+def test_image(place: Path, kind: str, first: bool) -> None:
+    if not first:
+        mkmeta(place, "build", "-q", "--format", kind, "../2.mkm", "image")
+    Watched(place, "build", "-q", "--swap", "--format", kind, "../1.mkm", "image").check_old_or_new("image")
+
+
 @pytest.mark.parametrize("discard", [True, False])
 def test_exchanged_layer(place: Path, discard: bool) -> None:
     mkmeta(place, "build", "-q", "../1.mkm", "layer")
