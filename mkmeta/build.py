@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final, assert_never
 
 from mkmeta.digest import ObjectId
@@ -14,13 +15,15 @@ from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import Branch, Report, walk, walk_in_order
-from mkmeta.model import NAME_MAX, PATH_LIMIT, Entry, LinkRow
+from mkmeta.model import NAME_MAX, PATH_LIMIT, LinkRow, Node
 from mkmeta.plan import Plan
 from mkmeta.sinks.directory.sink import DirectorySink
 from mkmeta.sinks.erofs.sink import ErofsSink
 from mkmeta.sinks.protocol import LayerKind, Published, Sink, Writer
 
 _BATCH: Final = 2000  # entries per message to a worker: a fraction of a second, thousands of times a message's cost
+
+_NAME_AND_NODE: Final = itemgetter(0, 1)  # of a Recorded
 
 Progress = Callable[[int, int], None]  # entries written, entries altogether
 
@@ -125,7 +128,7 @@ class _LengthChecker:
         """Looks at the entries, where any could be too long; most directories are not even read."""
         length = len(branch.path) + 1
         if length + NAME_MAX > self._room:
-            for _ in self._plan.children(branch.path, (Entry(entry.name, entry.node) for entry in entries)):
+            for _ in self._plan.children(branch.path, map(_NAME_AND_NODE, entries)):
                 pass
         return length + branch.directory.entries * (NAME_MAX + 1) > self._room
 
@@ -141,10 +144,10 @@ class _Builder:
 
     def visit(self, branch: Branch, entries: Iterator[Recorded]) -> bool:
         """Writes a directory."""
-        here: Iterator[Entry] = (Entry(entry.name, entry.node) for entry in entries)
+        here: Iterator[tuple[bytes, Node]] = map(_NAME_AND_NODE, entries)
         links = self._links
         if links is not None:
-            here = (entry for entry in here if not links.is_link(branch.below(entry.name)))
+            here = (entry for entry in here if not links.is_link(branch.below(entry[0])))
         node = self._plan.directory(branch.name, branch.directory)
         self._writer.directory(branch.path, node, self._plan.children(branch.path, here))
         return True

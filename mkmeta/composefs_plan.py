@@ -12,7 +12,7 @@ from typing import Final
 
 from mkmeta.codec.metacopy import encode_metacopy
 from mkmeta.digest import ObjectId
-from mkmeta.model import Device, Directory, Entry, Inode, RegularFile, Root, Xattrs
+from mkmeta.model import Device, Directory, Inode, Node, RegularFile, Root, Xattrs
 from mkmeta.overlay_xattrs import OPAQUE_VALUE, TRUSTED
 from mkmeta.plan import Plan, PlannedNode
 
@@ -36,7 +36,7 @@ class ComposefsPlan(Plan):
         """All directories are complete."""
         return PlannedNode(name, directory, directory.xattrs)
 
-    def children(self, path: bytes, entries: Iterable[Entry]) -> Iterator[PlannedNode]:
+    def children(self, path: bytes, entries: Iterable[tuple[bytes, Node]]) -> Iterator[PlannedNode]:
         """The nodes in the directory at `path`; in the root also those that hide directories of objects."""
         if path:
             yield from self._children(path + b"/", entries)
@@ -51,7 +51,7 @@ class ComposefsPlan(Plan):
                 name = node.name
                 yield node
 
-    def _children(self, prefix: bytes, entries: Iterable[Entry]) -> Iterator[PlannedNode]:
+    def _children(self, prefix: bytes, entries: Iterable[tuple[bytes, Node]]) -> Iterator[PlannedNode]:
         for name, inode in entries:
             if isinstance(inode, RegularFile) and inode.size:
                 yield PlannedNode(name, inode, inode.xattrs + redirection(prefix + name, encode_metacopy(inode.verity)))

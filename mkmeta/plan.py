@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mkmeta.codec.metacopy import REDIRECT_MAX, encode_metacopy, encode_redirect
 from mkmeta.digest import ObjectId
 from mkmeta.errors import BuildError, UsageError, printable
-from mkmeta.model import Directory, DirectoryKind, Entry, Node, RegularFile, Root, Xattrs
+from mkmeta.model import Directory, DirectoryKind, Node, RegularFile, Root, Xattrs
 from mkmeta.overlay_xattrs import OPAQUE_VALUE, OverlayXattrs, overlay_xattrs
 
 
@@ -60,7 +60,7 @@ class Plan:
             return PlannedNode(name, directory, directory.xattrs)
         return PlannedNode(name, directory, directory.xattrs + self._opaque)
 
-    def children(self, path: bytes, entries: Iterable[Entry]) -> Iterator[PlannedNode]:
+    def children(self, path: bytes, entries: Iterable[tuple[bytes, Node]]) -> Iterator[PlannedNode]:
         """The nodes in the directory at `path`. Raises BuildError for a file whose redirect would be too long."""
         target = b"/".join(part for part in (self.prefix, path) if part)
         base = b"/" + target + b"/" if target else b"/"
