@@ -39,6 +39,7 @@ def image_of(text: bytes, version: int | None = None) -> bytes | None:
 
 
 @pytest.mark.needs("mkcomposefs")
+@pytest.mark.timeout(3600)  # deep, on a busy machine
 @drawing
 @given(texts(), st.sampled_from([None, 0, 1]))
 def test_random_texts(text: bytes, version: int | None) -> None:
@@ -226,6 +227,7 @@ CASES = some.digest_sets.flatmap(lambda digests: st.tuples(st.just(digests), som
 
 
 @pytest.mark.needs("mkcomposefs")
+@pytest.mark.timeout(3600)
 @drawing
 @given(CASES, st.booleans())
 def test_of_manifests(case: tuple[tuple[DigestName, ...], Tree], linked: bool) -> None:
