@@ -107,6 +107,8 @@ def left_here() -> list[Left]:
 def sweep_all(note: Note) -> None:
     """Removes inner mounts that nobody has any more, of every run directory in use here; not where a lock is held."""
     for run in run_directories(mounts()):
+        if not os.access(run.path + b"/inner", os.W_OK):
+            continue  # not ours
         try:
             with held(run.lock, "gc", wait=0.0, note=note):
                 run.sweep()

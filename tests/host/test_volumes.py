@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,80 @@ def test_a_store_on_an_overlay_falls_back_to_merge(host: Host, tmp_path: Path) -
     assert host.call("activate", store, host.point, "--json").messages[-1]["action"] == "unchanged"
     host.call("deactivate", host.point)
     subprocess.run(["umount", "-l", container], check=True)
+
+
+def _has_autofs() -> bool:
+    return "autofs" in Path("/proc/filesystems").read_text()
+
+
+@pytest.mark.skipif(not _has_autofs(), reason="no autofs")
+def test_a_volume_that_is_mounted_when_it_is_first_used(host: Host, tmp_path: Path) -> None:
+    """Its flags are those it has then, not those of the place where it will be."""
+    source = tmp_path / "source"
+    host.volume.rename(source)
+    host.volume.mkdir()
+    command = [sys.executable, "-m", "tests.host.automounter", str(source), str(host.volume)]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    try:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"ready\n"
+        (message,) = host.activate("--allow-setid", "--json").messages
+        assert set(message["flags"]) == {"nosuid", "nodev"}  # type: ignore[call-overload]
+        assert {b"nosuid", b"nodev"} <= host.live().mount.flags
+        assert (host.point / "grp/paint/v1/lib/one").read_text() == "first\n"
+        host.call("status", host.point)
+        host.call("deactivate", host.point)
+    finally:
+        for _ in visible_at(os.fsencode(host.volume), mounts()):
+            _unmount(host.volume)
+        program.kill()
+        program.communicate()
+
+
+def test_a_store_below_a_directory_called_inner(host: Host, tmp_path: Path) -> None:
+    """What a mount is is not guessed from the names of directories."""
+    store = tmp_path / "inner" / "store"
+    store.parent.mkdir()
+    host.call("build", host.top / "sw.mkm", "--store", store)
+    host.call("activate", store, host.point, "--lower", host.volume, "--profile", "merge")
+    assert host.live().profile == "merge"
+    host.call("status", host.point)
+    host.call("refresh", host.point)
+    host.release("v2", {"lib/two": "second\n"})
+    host.publish()
+    host.call("build", host.top / "sw.mkm", "--store", store)
+    host.call("activate", store, host.point, "--profile", "merge")
+    host.call("rollback", host.point)
+    assert (host.point / "grp/paint/v1/lib/one").read_text() == "first\n"
+    host.call("deactivate", host.point)
+
+
+_IN_A_CHROOT = """
+set -e
+jail=$1; shift
+for directory in "$@"; do
+    [ -e "$directory" ] || continue
+    mkdir -p "$jail$directory"; mount --rbind "$directory" "$jail$directory"
+done
+in_jail() { chroot "$jail" env PYTHONPATH="$ROOT" "$PYTHON" -m mkmeta "$@"; }
+in_jail scan -q /vol --select 'grp/*' -o /sw.mkm; in_jail build -q /sw.mkm --store /store
+in_jail activate -q /store /sw --lower /vol --run-dir /run; in_jail status /sw --run-dir /run
+cat "$jail/sw/grp/file"; in_jail deactivate -q /sw --run-dir /run
+"""
+
+
+def test_in_a_chroot_to_a_plain_directory(tmp_path: Path) -> None:
+    """There no line of the mount table is of the mount that the root is on."""
+    jail, root = tmp_path / "jail", Path(__file__).parents[2]
+    for name in ("vol/grp", "sw", "run"):
+        (jail / name).mkdir(parents=True)
+    (jail / "vol/grp/file").write_text("data\n")
+    places = ["/usr", "/bin", "/lib", "/lib64", "/etc", "/proc", "/dev", str(root), sys.prefix, sys.base_prefix]
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", _IN_A_CHROOT, "-", str(jail), *places],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "ROOT": str(root), "PYTHON": sys.executable},
+    )
+    assert (done.returncode, "data\n" in done.stdout) == (0, True), done
