@@ -69,8 +69,9 @@ def check_place(point: bytes, *, store: bytes, lower: bytes, run: RunDirectory) 
             path=point,
             hint="mount the layer outside of it, such as at /sw for a volume at /mnt/sw",
         )
-    if _is_at_or_below(point, run.path):
-        raise RefusedError("is in the run directory", path=point, hint="mount the layer elsewhere")
+    for what, path in (("run directory", run.path), ("store", store)):
+        if _is_at_or_below(point, path):
+            raise RefusedError(f"is in the {what}", path=point, hint="mount the layer elsewhere")
 
 
 def check_uncovered(point: bytes, note: Note, *, over: bool) -> None:

@@ -60,6 +60,9 @@ def test_what_mkmeta_needs_is_not_hidden(host: Host) -> None:
         check_place(point, store=b"/elsewhere", lower=volume, run=RunDirectory(point + b"/run"))
     with pytest.raises(RefusedError, match="run directory"):
         check_place(point, store=b"/elsewhere", lower=volume, run=RunDirectory(os.path.dirname(point)))
+    inside = next(host.store.glob("generations/*"))
+    done = host.call("activate", host.store, inside, "--lower", host.volume, "--over", check=16)
+    assert "is in the store" in done.err
     program = Path(sys.prefix)
     assert "mkmeta itself" in host.call("activate", host.store, program, "--lower", host.volume, "--over", check=16).err
     host.activate()
