@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mkmeta.__main__ import main
 from mkmeta.linux.mount import MNT_DETACH, umount2
-from mkmeta.linux.mountinfo import Mount, mounts, stack_at
+from mkmeta.linux.mountinfo import Mount, mounts, visible_at
 from mkmeta.mounts.live import LiveMount, live_at
 
 _WITH_RUN_DIR = ("activate", "rollback", "deactivate", "refresh", "doctor", "status")
@@ -108,7 +108,7 @@ class Host:
 
     def stack(self) -> list[Mount]:
         """The mounts at the mount point."""
-        return stack_at(os.fsencode(self.point), mounts())
+        return visible_at(os.fsencode(self.point), mounts())
 
     def leftovers(self) -> list[str]:
         """Inner directories and mounts that nothing mounted at the mount point needs."""
