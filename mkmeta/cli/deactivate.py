@@ -11,8 +11,8 @@ from mkmeta.errors import ExitCode, printable
 from mkmeta.host.deactivation import Left, deactivate
 
 _DESCRIPTION = """\
-Unmounts a layer. The store and the volume stay as they are; the volume is asked nothing, as its server may be dead. Where
-a mount namespace of somebody else still has the layer, its inner mount stays, and this says who that is.
+Unmounts a layer. The store and the volume stay as they are; the volume is asked nothing, as its server may be dead.
+Where a mount namespace of somebody else still has the layer, its inner mount stays, and this says who that is.
 """
 
 _EPILOG = """\
