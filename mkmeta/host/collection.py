@@ -120,6 +120,7 @@ class _Users:
         self._store = store
         self._usage: Usage | None = None
         self._tables: list[Table] = []
+        self._where: tuple[int, bytes] | None = None  # of the directory of generations
         self.unseen_for: list[Unseen] = []  # what some generation was kept for
 
     def of(self, generation: Generation) -> str | None:
@@ -165,7 +166,13 @@ class _Users:
 
     def _place(self, generation: Generation) -> tuple[int, bytes]:
         """The device a generation is on, and its path in that filesystem, as the mount tables name them."""
-        with open_proc() as proc, closing(os.open(generation.path, os.O_PATH | os.O_CLOEXEC)) as fd:
+        if self._where is None:
+            self._where = self._place_of(os.path.dirname(generation.path))
+        device, root = self._where
+        return device, root + b"/" + generation.name
+
+    def _place_of(self, directory: bytes) -> tuple[int, bytes]:
+        with open_proc() as proc, closing(os.open(directory, os.O_PATH | os.O_CLOEXEC)) as fd:
             wanted = proc.mount_id(fd)
             path = whole_path(proc, fd)
         for table in self._tables:

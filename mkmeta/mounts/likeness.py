@@ -20,7 +20,7 @@ from mkmeta.linux.namespaces import Proc, Table
 from mkmeta.linux.syscalls import CLONE_NEWNS, setns
 
 _DELETED: Final = b" (deleted)"  # what readlink of /proc/PID/fd appends
-_WITNESSES: Final = 1000  # directories looked into for a regular file
+_WITNESSES: Final = 1000  # directories looked into for a witness
 _ROOT_INODE: Final = 2  # of an overlay that makes up numbers: ovl_fill_super and ovl_next_ino in fs/overlayfs
 _NO_HANDLE: Final = (errno.EINVAL, errno.EOVERFLOW, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
 
@@ -30,15 +30,20 @@ class Layer:
     """A layer to compare with."""
 
     path: bytes
-    witness: bytes | None  # the path in it of a regular file: its inode number tells this layer from others
+    witness: bytes | None  # the path in it of anything but a directory: its inode number tells it from other layers
     number: int  # that inode number
 
     @classmethod
-    def at(cls, path: bytes) -> Self:
-        """Looks for a witness. One that cannot be looked at has none, and any overlay may be of it."""
+    def at(cls, path: bytes) -> Self | None:
+        """Looks for a witness. One that cannot be looked at has none, and any overlay may be of it.
+
+        None: there is no such directory, so that nothing can have been mounted.
+        """
         try:
             witness = _witness_of(path)
             return cls(path, witness, os.lstat(path + b"/" + witness).st_ino if witness is not None else 0)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
         except OSError:
             return cls(path, None, 0)
 
@@ -175,7 +180,7 @@ def _witness_of(layer: bytes) -> bytes | None:
                 below = path + b"/" + entry.name if path else entry.name
                 if entry.is_dir(follow_symlinks=False):
                     ahead.append(below)
-                elif entry.is_file(follow_symlinks=False):
+                else:
                     return below
     return None
 

@@ -43,7 +43,7 @@ def look(layers: Sequence[bytes] = ()) -> Usage:
     Of no file that is not on overlayfs is anything asked, and nothing hangs: what gives no answer is `unseen`. Holds no
     lock and changes nothing. Raises OSError when there is no proper /proc.
     """
-    compared = [Layer.at(path) for path in layers]
+    compared = [layer for path in layers if (layer := Layer.at(path)) is not None]
     with open_proc() as proc:
         host = host_tables(proc)
         unseen = [*host.unseen, *host.partly]
