@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Self
 
-from mkmeta.errors import IdMismatchError, NoGenerationError
+from mkmeta.errors import IdMismatchError, NoGenerationError, StoreError
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.plan import Plan
 from mkmeta.store.generation import LAYER, Generation, generation_of
@@ -44,6 +44,9 @@ class FoundLayer:
     def open_manifest(self) -> ManifestReader:
         """The manifest of the generation; the caller closes it. Raises IdMismatchError when it is another's."""
         assert self.generation is not None
+        if os.path.exists(self.generation.manifest) and not os.access(self.generation.manifest, os.R_OK):
+            hint = "run this as one of them"
+            raise StoreError("is for the store's owner and root", path=self.generation.manifest, hint=hint)
         reader = ManifestReader.open(self.generation.manifest)
         about = self.generation.about()
         if reader.id != about.id:

@@ -136,6 +136,11 @@ def test_who_cannot_see_trusted_xattrs_is_told(host: Host) -> None:
     command = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups", sys.executable, "-m", "mkmeta"]
     top = Path(__file__).parents[2]
     command += ["verify", str(host.store)]
+    for closed in ("manifest.mkm", "private"):
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=top)
+        assert (result.returncode, result.stdout) == (1, ""), result.stderr
+        assert ("is for the store's owner and root" in result.stderr) == (closed == "manifest.mkm"), result.stderr
+        (generation(host) / closed).chmod(0o755)
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=top)
     assert (result.returncode, result.stdout) == (1, ""), result.stderr
     assert "shown to root only" in result.stderr
