@@ -6,6 +6,7 @@ import argparse
 import os
 
 from mkmeta.build import BuildOptions
+from mkmeta.cli.arguments import filled
 from mkmeta.cli.host_arguments import (
     add_allow_gap,
     add_mount_point,
@@ -68,14 +69,12 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument(
-        "store", metavar="STORE", type=os.fsencode, help="a store, as `mkmeta build --store` makes them"
-    )
+    parser.add_argument("store", metavar="STORE", type=filled, help="a store, as `mkmeta build --store` makes them")
     add_mount_point(parser)
     parser.add_argument(
         "--lower",
         metavar="DIR",
-        type=os.fsencode,
+        type=filled,
         help="the volume, mounted at another path than MOUNTPOINT; not needed to switch (default: as it is now)",
     )
     parser.add_argument(
@@ -86,7 +85,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--generation", metavar="N", type=int, help="mount this one, and make it the current one")
-    which.add_argument("--follow", metavar="POINTER", type=os.fsencode, help="do what this file on the volume asks for")
+    which.add_argument("--follow", metavar="POINTER", type=filled, help="do what this file on the volume asks for")
     parser.add_argument(
         "--userxattr", action="store_true", help="with --follow: build layers as `mkmeta build --userxattr` does"
     )

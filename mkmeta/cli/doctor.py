@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 
+from mkmeta.cli.arguments import filled
 from mkmeta.cli.host_arguments import add_run_dir
 from mkmeta.cli.output import emit, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
@@ -49,8 +50,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument("--lower", metavar="DIR", type=os.fsencode, help="the volume, where it is mounted")
-    parser.add_argument("--store", metavar="DIR", type=os.fsencode, help="a store, or where one shall be made")
+    parser.add_argument("--lower", metavar="DIR", type=filled, help="the volume, where it is mounted")
+    parser.add_argument("--store", metavar="DIR", type=filled, help="a store, or where one shall be made")
     parser.add_argument("--userxattr", action="store_true", help="for layers built with --userxattr")
     add_run_dir(parser)
     parser.set_defaults(run=run)

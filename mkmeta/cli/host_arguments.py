@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 
+from mkmeta.cli.arguments import filled
 from mkmeta.cli.output import note
 from mkmeta.mounts.run import RunDirectory
 
@@ -20,7 +21,7 @@ def add_mount_point(parser: argparse.ArgumentParser, *, optional: bool = False) 
         "point",
         metavar="MOUNTPOINT",
         nargs="?" if optional else None,
-        type=os.fsencode,
+        type=filled,
         help="where users find the software" + (" (default: every layer mounted on this host)" if optional else ""),
     )
 
@@ -30,7 +31,7 @@ def add_run_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run-dir",
         metavar="DIR",
-        type=os.fsencode,
+        type=filled,
         help="for inner mounts and locks; the same for all calls on a host "
         "(default: /run/mkmeta, or mkmeta in $XDG_RUNTIME_DIR for those who cannot write there)",
     )

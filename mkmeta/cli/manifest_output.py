@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from typing import BinaryIO, TypeVar
 
+from mkmeta.cli.arguments import filled
 from mkmeta.errors import UsageError
 from mkmeta.manifest.output import atomic_output, spooled_output
 
@@ -20,7 +20,7 @@ def add_output_argument(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="MANIFEST",
-        type=os.fsencode,
+        type=filled,
         required=True,
         help="the manifest to write; it appears when it is complete. - is stdout (the ID goes to stderr then)",
     )

@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 
+from mkmeta.cli.arguments import filled
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.manifest_output import add_output_argument, print_id, write_manifest
 from mkmeta.cli.output import emit, note, path_fields
@@ -49,7 +50,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--drop",
         metavar="PATTERN",
-        type=os.fsencode,
+        type=filled,
         action="append",
         required=True,
         help="take out what matches; may be given many times",

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from typing import Final
 
+from mkmeta.cli.arguments import filled
 from mkmeta.cli.layer_argument import FoundLayer
 from mkmeta.cli.manifest_argument import open_manifest
 from mkmeta.cli.output import emit, note, path_fields
@@ -73,12 +74,12 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument("layer", metavar="LAYER", type=os.fsencode, help="layer, generation, or store")
+    parser.add_argument("layer", metavar="LAYER", type=filled, help="layer, generation, or store")
     parser.add_argument(
         "--manifest", metavar="MANIFEST", help="what the layer was built from (default: the one of the generation)"
     )
     parser.add_argument(
-        "--lower", metavar="ROOT", type=os.fsencode, help="compare this volume, that the layer is mounted over, too"
+        "--lower", metavar="ROOT", type=filled, help="compare this volume, that the layer is mounted over, too"
     )
     parser.add_argument("--data", action="store_true", help="with --lower: compare the data of files")
     parser.add_argument(

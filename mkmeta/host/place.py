@@ -21,6 +21,7 @@ _SYSTEM: Final = frozenset(
     b"/usr/lib /usr/lib32 /usr/lib64 /usr/libexec /usr/sbin /usr/share /var /var/lib /var/log /var/run /var/tmp".split()
 )
 _KERNELS: Final = (b"/proc/", b"/sys/", b"/dev/")
+_MEMORY: Final = b"/dev/shm/"  # files of anybody's making
 _NAMED: Final = 3  # names in a message
 
 Note = Callable[[str], None]
@@ -55,7 +56,7 @@ def real_path(path: bytes) -> bytes:
 
 def check_place(point: bytes, *, store: bytes, lower: bytes, run: RunDirectory) -> None:
     """Raises RefusedError for a mount point where a layer must not be: `point`, `store` and `lower` are real paths."""
-    if point in _SYSTEM or point.startswith(_KERNELS):
+    if point in _SYSTEM or (point.startswith(_KERNELS) and not point.startswith(_MEMORY)):
         raise RefusedError("is a directory of the system, which needs it", path=point, hint="mount the layer elsewhere")
     for what, path in (("the store", store), ("the run directory", run.path), *_program()):
         if _is_at_or_below(path, point):
