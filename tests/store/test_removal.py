@@ -176,14 +176,14 @@ def test_a_removal_takes_no_lock_of_the_store(store: Store) -> None:
 def test_what_cannot_be_removed_is_named_after_all_else_is_gone(store: Store, mount: Mount) -> None:
     names = [gone(store, data, number) for number, data in enumerate((ONE, TWO, THREE), 1)]
     place = Path(os.fsdecode(store.path)) / "generations" / os.fsdecode(names[1])
-    mount("tmpfs", at=place / "layer")
-    (place / "layer/precious").touch()
+    mount("tmpfs", at=place / "private/layer")
+    (place / "private/layer/precious").touch()
     with pytest.raises(StoreError, match="cannot be removed: invalid cross-device link") as caught:
         remove_gone(store, pace=1, progress=ignore)
     assert caught.value.path == os.fsencode(place)
     assert caught.value.hint
     assert generations(store.path) == [os.fsdecode(names[1])]
-    assert (place / "layer/precious").exists()
+    assert (place / "private/layer/precious").exists()
 
 
 def test_a_store_without_generations(store: Store) -> None:
