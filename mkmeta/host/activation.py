@@ -22,6 +22,7 @@ from mkmeta.errors import (
 from mkmeta.host.checks import check_layer, check_writable, id_of
 from mkmeta.host.place import check_place, check_uncovered, real_path, real_point
 from mkmeta.host.volume import Volume, check_is_the_one, look, shows_through
+from mkmeta.linux.asking import reused
 from mkmeta.linux.filesystem import is_overlay
 from mkmeta.linux.mount import MountFlags
 from mkmeta.linux.mountinfo import mounts, visible_at
@@ -33,7 +34,7 @@ from mkmeta.mounts.profile import EXTRA_OPTIONS, SHORT_ID_DIGITS, MountPlan, Pro
 from mkmeta.mounts.run import Placed, RunDirectory
 from mkmeta.mounts.switch import NewMount, check_room, layers_at, made, place, settle
 from mkmeta.mounts.users import command_of
-from mkmeta.store.generation import generation_of
+from mkmeta.store.generation import About, generation_of
 from mkmeta.store.lock import held
 from mkmeta.store.store import Generation, Store
 
@@ -80,6 +81,7 @@ class Activated:
     seconds: float  # between the old mount and the new one being complete
 
 
+@reused()
 def activate(request: Request, run: RunDirectory, note: Note) -> Activated:
     """Mounts a generation of a store, or switches what is mounted to it, or finds it there already.
 
@@ -132,6 +134,7 @@ def _activate(
     )
 
 
+@reused()
 def rollback(
     point: bytes, run: RunDirectory, note: Note, *, to: int | None, allow_gap: bool = False, wait: float = 60.0
 ) -> Activated:
@@ -298,11 +301,17 @@ class _Mounting:
             extra=request.extra,
             flags=self.flags,
         )
-        abilities = probe(self.run, userxattr=about.userxattr)
         if request.profile is not None:
-            self._check_able(request.profile, abilities)
+            self._check_able(request.profile, self._abilities(request.profile, about))
             return self._as(plan, request.profile)
-        return self._as_best(plan, abilities)
+        return self._as_best(plan, self._abilities(Profile.NESTED, about))
+
+    def _abilities(self, wanted: Profile, about: About) -> Abilities:
+        """What this kernel can do. Of the profile of a layer that is mounted now, that is known."""
+        live = self.live
+        if live is not None and live.profile is wanted and live.userxattr == about.userxattr:
+            return Abilities(profiles=frozenset([wanted]))
+        return probe(self.run, userxattr=about.userxattr)
 
     def _check_able(self, profile: Profile, abilities: Abilities) -> None:
         if profile not in abilities.profiles:

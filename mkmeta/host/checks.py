@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Final
 
 from mkmeta.digest import ObjectId
@@ -82,9 +83,13 @@ def _is_same(root: bytes, expected: bytes) -> bool:
     if root == expected:
         return True
     try:
-        return ask(lambda: os.path.realpath(root) == os.path.realpath(expected), _SECONDS)
+        return ask(partial(_lead_to_one, root, expected), _SECONDS)
     except NoAnswerError:
         return False
+
+
+def _lead_to_one(root: bytes, expected: bytes) -> bool:
+    return os.path.realpath(root) == os.path.realpath(expected)
 
 
 def _check_unused(generation: Generation) -> None:

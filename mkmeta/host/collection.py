@@ -55,7 +55,8 @@ def collect(
     store = Store.open(path)
     for _ in range(_LOOKS):
         changed = store.changed()
-        time.sleep(_TICK)  # or a change in the same tick of the filesystem's clock would leave no trace
+        if time.time() - changed / NS < _TICK:
+            time.sleep(_TICK)  # or a change in the same tick of the filesystem's clock would leave no trace
         chosen = _decide(store, _Users(store), keep=keep, min_age=min_age)
         if dry_run:
             return chosen

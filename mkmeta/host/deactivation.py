@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from mkmeta.errors import LockedError, MkmetaError, MountError, printable, reason
 from mkmeta.host.activation import live_mount
-from mkmeta.linux.asking import NoAnswerError, ask
+from mkmeta.linux.asking import NoAnswerError, ask, reused
 from mkmeta.linux.mountinfo import mounts
 from mkmeta.mounts.live import LiveMount, is_inner, is_layer, layers_of
 from mkmeta.mounts.profile import INNER_SOURCE
@@ -34,6 +35,7 @@ class Left:
     copies: tuple[bytes, ...]  # where it is seen here, through mounts made by bind
 
 
+@reused()
 def deactivate(
     point: bytes, run: RunDirectory, note: Note, *, detach: bool, wait: float = 60.0
 ) -> tuple[LiveMount, Left | None]:
@@ -118,14 +120,14 @@ def sweep_all(note: Note) -> None:
             note(f"note: {printable(run.path)}: inner mounts that nobody needs stay: {error}")
 
 
+def _holding(mount_id: int) -> set[int]:
+    return {held.process for held in look().held if mount_id in held.mounts}
+
+
 def users_of(live: LiveMount) -> str:
     """The processes that have something of a mount open, for people; as far as that can be seen in a few seconds."""
-
-    def holding() -> set[int]:
-        return {held.process for held in look().held if live.mount.id in held.mounts}
-
     try:
-        found = ask(holding, _SECONDS)
+        found = ask(partial(_holding, live.mount.id), _SECONDS)
     except (NoAnswerError, OSError):
         return ""
     names = [f"{command_of(process)} ({process})" for process in sorted(found)[:5]]

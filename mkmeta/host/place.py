@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -40,18 +41,18 @@ def real_point(path: bytes) -> bytes:
 
 def real_path(path: bytes) -> bytes:
     """A path without links. Raises MountError when a filesystem on the way does not answer."""
-
-    def look() -> bytes:
-        with contextlib.suppress(OSError):  # there is none, or it fails: who opens it will say so
-            os.statvfs(path)  # stat(2) might be answered from a cache
-        return os.path.realpath(path)
-
     try:
-        return ask(look, SECONDS)
+        return ask(partial(_look, path), SECONDS)
     except NoAnswerError:
         raise MountError(
             "does not answer: it is on a filesystem whose server is dead", path=path, hint="see `dmesg`"
         ) from None
+
+
+def _look(path: bytes) -> bytes:
+    with contextlib.suppress(OSError):  # there is none, or it fails: who opens it will say so
+        os.statvfs(path)  # stat(2) might be answered from a cache
+    return os.path.realpath(path)
 
 
 def check_place(point: bytes, *, store: bytes, lower: bytes, run: RunDirectory) -> None:
@@ -78,7 +79,7 @@ def check_place(point: bytes, *, store: bytes, lower: bytes, run: RunDirectory) 
 def check_uncovered(point: bytes, note: Note, *, over: bool) -> None:
     """Says what a first mount hides; raises RefusedError for that unless `over`, UsageError where no directory is."""
     try:
-        directory, names = ask(lambda: _names(point), SECONDS)
+        directory, names = ask(partial(_names, point), SECONDS)
     except NoAnswerError:
         raise MountError("the mount point does not answer", path=point, hint="unmount what is mounted there") from None
     except OSError as error:

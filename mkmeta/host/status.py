@@ -11,13 +11,14 @@ import errno
 import os
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from mkmeta.digest import ObjectId
 from mkmeta.errors import MkmetaError, StoreError, printable, reason
 from mkmeta.host.activation import store_of
 from mkmeta.host.volume import Volume, answered, asking
-from mkmeta.linux.asking import Asked, NoAnswerError
+from mkmeta.linux.asking import Asked, NoAnswerError, reused
 from mkmeta.linux.mount import MountFlags
 from mkmeta.linux.mountinfo import Mount, mounts, seen_at, visible_at
 from mkmeta.mounts.live import LiveMount, live_mounts
@@ -66,6 +67,7 @@ class Status:
         return self.current.number > self.generation.number and self.current.short_id != self.generation.short_id
 
 
+@reused()
 def statuses(points: list[bytes] | None, run: RunDirectory | None = None) -> list[Status]:
     """Every layer that was mounted in this mount namespace, or those at some real paths; bind mounts of it are its own.
 
@@ -93,9 +95,9 @@ def statuses(points: list[bytes] | None, run: RunDirectory | None = None) -> lis
             seen = visible_at(point, table)
             live = next((one for one in reversed(there) if one.mount in seen), there[-1])
             asked = stack.enter_context(asking(live.lower))
-            layer = stack.enter_context(Asked(lambda live=live: _look_at_layer(live)))  # type: ignore[misc]
-            root = stack.enter_context(Asked(lambda live=live: _look_at_root(live)))  # type: ignore[misc]
-            others = stack.enter_context(Asked(lambda live=live: _holders(live)))  # type: ignore[misc]
+            layer = stack.enter_context(Asked(partial(_look_at_layer, live)))
+            root = stack.enter_context(Asked(partial(_look_at_root, live)))
+            others = stack.enter_context(Asked(partial(_holders, live)))
             looks.append(_Look(live, there, asked, layer, root, others, deadline, placed[live.mount.id]))
         return [look.status(table, tuple(copies.get(look.live.point, ()))) for look in looks]
 

@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 from mkmeta.errors import MountError, RefusedError, UsageError, printable, reason
@@ -28,6 +29,7 @@ from mkmeta.store.generation import About
 
 SECONDS: Final = 30.0  # a mount by autofs, or a server that is just starting, takes less
 _FILES: Final = 16  # of the layer, looked for on the volume
+_SMALL: Final = 1000  # names: what of a layer is looked at twice is kept, up to there
 _ATTEMPTS: Final = 256  # while none of them is there: most of what was recorded may have been deleted since
 REPEATED: Final = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC  # overlayfs does not take them over
 _DEAD: Final = "see whether its server is up and reachable, `dmesg`, and mount it again"
@@ -61,7 +63,7 @@ class Volume:
 
 def look(path: bytes, seconds: float = SECONDS) -> Volume:
     """Asks a volume. Raises UsageError where there is none, MountError when it fails or does not answer in time."""
-    with Asked(lambda: _look(path)) as asked:
+    with asking(path) as asked:
         return answered(asked, path, time.monotonic() + seconds)
 
 
@@ -79,7 +81,7 @@ def answered(asked: Asked[Volume], path: bytes, deadline: float) -> Volume:
 
 def asking(path: bytes) -> Asked[Volume]:
     """The question, on its way. A context manager."""
-    return Asked(lambda: _look(path))
+    return Asked(partial(_look, path))
 
 
 def check_is_the_one(volume: Volume, layer: bytes, about: About, note: Note, *, seconds: float = SECONDS) -> None:
@@ -88,7 +90,7 @@ def check_is_the_one(volume: Volume, layer: bytes, about: About, note: Note, *, 
     What was deleted since, or replaced, is no reason: one file of the recorded size is enough, of up to 256 spread over
     the layer. Where most are not as recorded, it says so. Raises MountError when the volume fails meanwhile.
     """
-    with Asked(lambda: _compare(volume.path, layer, about)) as asked:
+    with Asked(partial(_compare, volume.path, layer, about)) as asked:
         try:
             compared = asked.answer(time.monotonic() + seconds)
         except NoAnswerError:
@@ -117,7 +119,7 @@ def shows_through(live: LiveMount, seconds: float = 10.0) -> bool:
     """
     name = live.point + b"/.mkmeta-" + os.urandom(8).hex().encode()
     try:
-        ask(lambda: os.lstat(name), seconds)
+        ask(partial(os.lstat, name), seconds)
     except FileNotFoundError:
         return True
     except (NoAnswerError, OSError):
@@ -190,17 +192,27 @@ def _sample(layer: bytes, seed: bytes) -> Iterator[tuple[bytes, os.stat_result]]
     """
     chance = random.Random(seed)
     seen: set[bytes] = set()
-    top = _entries(layer, b"")
+    known: dict[bytes, tuple[os.stat_result, list[bytes]]] = {}  # of small directories, and of what is none
+
+    def look(path: bytes) -> tuple[os.stat_result, list[bytes]]:
+        if path in known:
+            return known[path]
+        status = os.lstat(layer + b"/" + path)
+        names = _entries(layer, path) if stat.S_ISDIR(status.st_mode) else []
+        if len(names) <= _SMALL:
+            known[path] = status, names
+        return status, names
+
+    top = look(b"")[1]
     for _ in range(_ATTEMPTS):
         path, names = b"", top
         while names:
             name = chance.choice(names)
             path = path + b"/" + name if path else name
-            status = os.lstat(layer + b"/" + path)
-            names = _entries(layer, path) if stat.S_ISDIR(status.st_mode) else []
+            status, names = look(path)
         if path and path not in seen:
             seen.add(path)
-            yield path, os.lstat(layer + b"/" + path)
+            yield path, status
 
 
 def _entries(layer: bytes, path: bytes) -> list[bytes]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from mkmeta.errors import printable
+from mkmeta.linux.asking import watched
 from mkmeta.linux.descriptors import closing
 from mkmeta.linux.syscalls import CLONE_NEWNS, setns
-from mkmeta.linux.watched import watched
 
 _LINE: Final = re.compile(
     rb"(?P<id>\d{1,10}) (?P<parent>\d{1,10}) (?P<major>\d{1,4}):(?P<minor>\d{1,7}) (?P<root>[^ ]+) (?P<point>[^ ]+) "
@@ -138,7 +138,7 @@ def _whole_table() -> list[Mount]:
         return b""
 
     with closing(proc):
-        return [mount for _, table in watched(read, ["self/ns/mnt"]) for mount in parse(table or b"")]
+        return [mount for _, table in watched(read, ["self/ns/mnt"], keep=[proc]) for mount in parse(table or b"")]
 
 
 def mount_points_below(directory: bytes) -> frozenset[bytes]:
@@ -172,4 +172,6 @@ def _option(text: bytes) -> tuple[bytes, bytes]:
 
 def _unescape(text: bytes) -> bytes:
     """The kernel writes space, tab, newline, backslash, and commas in options, as three octal digits."""
+    if b"\\" not in text:
+        return text
     return re.sub(rb"\\([0-3][0-7]{2})", lambda match: bytes([int(match[1], 8)]), text)

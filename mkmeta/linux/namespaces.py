@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from mkmeta.errors import printable, reason
+from mkmeta.linux.asking import watched
 from mkmeta.linux.descriptors import closing
 from mkmeta.linux.mountinfo import Mount, mount_id_in, parse
 from mkmeta.linux.syscalls import CLONE_NEWNS, setns
-from mkmeta.linux.watched import watched
 
 CAP_SYS_PTRACE: Final = 19  # linux/capability.h
 AS_ROOT: Final = "run it as root, with all capabilities, in the initial pid namespace of the host"
@@ -162,7 +162,7 @@ def host_tables(proc: Proc) -> Tables:
         return list(_read_all(proc, namespace, known))
 
     own = os.stat("self/ns/mnt", dir_fd=proc.fd).st_ino
-    for namespace, seen in watched(look, work):
+    for namespace, seen in watched(look, work, keep=[proc.fd]):
         is_own = namespace is not None and namespace.inode == own
         if seen is None:
             who = "of the host" if namespace is None else f"that /proc/{namespace.names[0]} is"
@@ -189,7 +189,7 @@ def whole_path(proc: Proc, fd: int) -> bytes:
             setns(own, CLONE_NEWNS)
         return proc.link(f"self/fd/{fd}")
 
-    for _, path in watched(look, [fd]):
+    for _, path in watched(look, [fd], keep=[proc.fd, fd]):
         if path is not None:
             return path
     raise OSError("a namespace of this process's own gives no answer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import time
@@ -46,15 +47,6 @@ def release_ending_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
-def fork_with_pipe(work: Callable[[int], None]) -> tuple[int, int]:
-    """Forks a child that gives `work` the end of a pipe to write to, and then ends. Returns its ID and the other end.
-
-    The caller closes that and waits for the child. An error in `work` is a bug: the child prints its traceback.
-    """
-    reader, writer = os.pipe()
-    return fork_with(work, reader, writer), reader
-
-
 def fork_with(work: Callable[[int], None], ours: int, theirs: int) -> int:
     """Forks a child that does `work` with its end of a connection, and then ends; closes that end here."""
     parent = os.getpid()
@@ -67,25 +59,38 @@ def fork_with(work: Callable[[int], None], ours: int, theirs: int) -> int:
                 release_ending_signals()
                 die_with_parent(parent)
                 os.close(ours)
+                gc.disable()  # it would look through all that the parent has, and copy the pages of it
                 work(theirs)
             except BaseException:
-                traceback.print_exc()
+                print_traceback()
             finally:
                 os._exit(0)
     os.close(theirs)
     return child
 
 
-def keep_only(fd: int) -> None:
-    """In a child: closes what it was born with, but `fd`; input and output become /dev/null.
+def print_traceback() -> None:
+    """In a child: that of the exception being handled, to its standard error, whatever this program made of its own."""
+    os.write(2, traceback.format_exc().encode(errors="backslashreplace"))
+
+
+def keep_only(*fds: int) -> None:
+    """In a child: closes what it was born with, but `fds`; input and output become /dev/null, unless they are of these.
 
     A child that waits for a dead server cannot always be killed: nobody shall wait for the end of a pipe it has.
     """
-    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+    except OSError:  # a chroot may have none
+        null = os.memfd_create("null", 0)
     for number in (0, 1, 2):
-        os.dup2(null, number)
-    os.closerange(3, fd)
-    os.closerange(fd + 1, _DESCRIPTORS)
+        if number not in fds:
+            os.dup2(null, number)
+    start = 3
+    for fd in sorted(fds):
+        os.closerange(start, fd)
+        start = max(start, fd + 1)
+    os.closerange(start, _DESCRIPTORS)
 
 
 def end_child(child: int, grace: float) -> None:

@@ -5,16 +5,14 @@ Version numbers say little: distributions carry features back, and sandboxes tak
 
 from __future__ import annotations
 
-import json
 import os
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mkmeta.codec.metacopy import encode_metacopy, encode_redirect
 from mkmeta.errors import MkmetaError, MountError, reason
+from mkmeta.linux.asking import Asked
 from mkmeta.linux.mount import FilesystemContext, MountFlags, leave_mount_namespace, mount, move_mount
-from mkmeta.linux.process import fork_with_pipe
 from mkmeta.mounts.overlay import closing, make
 from mkmeta.mounts.profile import MountPlan, Profile, Verity
 from mkmeta.mounts.run import RunDirectory
@@ -60,18 +58,11 @@ def probe(run: RunDirectory, *, userxattr: bool = False) -> Abilities:
 
 def _in_child(work: Callable[[], tuple[list[str], dict[str, str]]]) -> tuple[list[str], dict[str, str]]:
     """The result of `work` in a child with a mount namespace of its own: its mounts end with it."""
-    child, reader = fork_with_pipe(lambda writer: _answer(work, writer))
     try:
-        with open(reader, "rb") as stream:
-            answer = stream.read()
-    except BaseException:
-        os.kill(child, signal.SIGKILL)
-        raise
-    finally:
-        os.waitpid(child, 0)
-    if not answer:
-        raise MountError("the probe of what this kernel can mount died")
-    found, failures = json.loads(answer)
+        with Asked(lambda: _apart(work), alone=True) as asked:
+            found, failures = asked.answer(None)
+    except ChildProcessError:
+        raise MountError("the probe of what this kernel can mount died") from None
     if "namespace" in failures:
         raise MountError(
             f"nothing can be mounted here: {failures['namespace']}",
@@ -80,14 +71,13 @@ def _in_child(work: Callable[[], tuple[list[str], dict[str, str]]]) -> tuple[lis
     return found, failures
 
 
-def _answer(work: Callable[[], tuple[list[str], dict[str, str]]], writer: int) -> None:
+def _apart(work: Callable[[], tuple[list[str], dict[str, str]]]) -> tuple[list[str], dict[str, str]]:
     """In the child."""
     try:
         leave_mount_namespace()
-        answer = work()
+        return work()
     except OSError as error:
-        answer = ([], {"namespace": reason(error)})
-    os.write(writer, json.dumps(answer).encode())
+        return [], {"namespace": reason(error)}
 
 
 def _try_all(top: bytes, run: RunDirectory, *, userxattr: bool) -> tuple[list[str], dict[str, str]]:

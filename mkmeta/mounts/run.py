@@ -98,15 +98,20 @@ class RunDirectory:
         """
         left = {b"%b/inner/%b" % (self.path, name) for name in self._names(b"inner") if _INNER.fullmatch(name)}
         records = {name for name in self._names(b"mounts") if _device(name) is not None}
+
+        def keep_used(table: list[Mount]) -> None:
+            for mount in table:
+                left.difference_update(layers_of(mount).lowers)
+                records.discard(_name(mount.device))
+
+        keep_used(mounts())
         if not left and not records:
-            return []
+            return []  # as mostly: no need to look at other namespaces
         host = mount_tables()
         if host.unseen:
             return []
         for table in host.tables:
-            for mount in table.mounts:
-                left.difference_update(layers_of(mount).lowers)
-                records.discard(_name(mount.device))
+            keep_used(table.mounts)
         for name in records:
             with contextlib.suppress(OSError):  # it is of no device, so it says nothing
                 os.unlink(self.path + b"/mounts/" + name)

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from mkmeta.errors import GapError, MountError, RefusedError, printable, reason
@@ -49,13 +50,10 @@ def made(plan: MountPlan, run: RunDirectory, old: LiveMount | None = None) -> It
     """
     directory = run.new_inner() if plan.inner() is not None else b""
     below = submounts(old) if old is not None else []
-
-    def work() -> list[int]:
-        return _make(plan, run, directory, below)
-
+    work = partial(_make, plan, run, directory, below)
     new: NewMount | None = None
     try:
-        with Asked(work, descriptors=lambda fds: fds) as asked:
+        with Asked(work, descriptors=True) as asked:
             try:
                 asked.answer(time.monotonic() + SECONDS)
             except NoAnswerError:

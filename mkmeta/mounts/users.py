@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from mkmeta.errors import printable
+from mkmeta.linux.asking import watched
 from mkmeta.linux.mountinfo import Mount
 from mkmeta.linux.namespaces import Proc, Table, Tables, Unseen, denied, host_tables, open_proc
-from mkmeta.linux.watched import watched
 from mkmeta.mounts.holding import Found, Held, Looker
 from mkmeta.mounts.likeness import Layer, Likeness
 from mkmeta.mounts.live import Layers, layers_of
@@ -132,7 +132,7 @@ def _processes(proc: Proc, looker: Looker) -> Iterator[tuple[int, Found | None]]
         if not ahead:
             return
         done.update(ahead)
-        yield from watched(looker.look, ahead)
+        yield from watched(looker.look, ahead, keep=[proc.fd])
 
 
 def _likenesses(
@@ -147,6 +147,6 @@ def _likenesses(
     likeness = Likeness(proc, layers)
     found: dict[int, frozenset[bytes] | None] = {}
     if layers:
-        for places, like in watched(likeness.of_mounted, list(ahead.values())):
+        for places, like in watched(likeness.of_mounted, list(ahead.values()), keep=[proc.fd]):
             found[places[0][1].device] = like.layers if like is not None else None
     return found

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from mkmeta.linux.asking import watched
 from mkmeta.linux.mount import MNT_DETACH, leave_mount_namespace, mount, open_tree_clone_of, umount2
 from mkmeta.linux.mountinfo import mount_of, mounts
 from mkmeta.linux.namespaces import open_proc
-from mkmeta.linux.watched import watched
 from mkmeta.mounts.holding import Found, Looker
 from mkmeta.mounts.users import Usage, look, mount_tables
 from tests.host.hosts import Host
