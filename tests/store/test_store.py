@@ -293,7 +293,10 @@ def test_a_directory_that_is_as_good_as_empty_becomes_a_store(path: Path, there:
     put(store, ONE)
 
 
-def test_a_directory_that_somebody_has_locked_becomes_a_store_all_the_same(path: Path) -> None:
+def test_a_directory_that_somebody_has_locked_becomes_a_store_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mkmeta.store.store._MAKING_TAKES", 0.2)
     path.mkdir()
     fd = os.open(path, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
