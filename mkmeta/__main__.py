@@ -22,7 +22,11 @@ class _Terminated(BaseException):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code. A traceback from here is a bug."""
-    args = make_parser(argv).parse_args(argv)
+    try:
+        args = make_parser(argv).parse_args(argv)
+    except MkmetaError as error:  # in the file that --config names
+        report_error(error, as_json="--json" in (sys.argv if argv is None else argv))
+        return int(error.exit_code)
     try:
         code: int = args.run(args)
         sys.stdout.flush()

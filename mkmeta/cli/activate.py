@@ -7,6 +7,7 @@ import os
 
 from mkmeta.build import BuildOptions
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.config_option import Flag, Listed, add_config, check_both
 from mkmeta.cli.host_arguments import (
     add_allow_gap,
     add_mount_point,
@@ -23,6 +24,22 @@ from mkmeta.host.activation import Action, Activated, Request, activate
 from mkmeta.host.following import Followed, Step, follow
 from mkmeta.mounts.profile import Profile, Verity, parse_extra
 from mkmeta.plan import Plan
+
+_CONFIG = {
+    "store": "store",
+    "point": "mount-point",
+    "lower": "volume",
+    "follow": "pointer",
+    "profile": "profile",
+    "userxattr": "userxattr",
+    "verity": "verity",
+    "options": "options",
+    "other_root": "other-root",
+    "allow_setid": "allow-setid",
+    "over": "over",
+    "allow_gap": "allow-gap",
+    "run_dir": "run-dir",
+}
 
 _DESCRIPTION = """\
 Mounts the current generation of a store over its volume, or, when an earlier one is mounted, replaces that by it under
@@ -47,6 +64,7 @@ examples:
   mkmeta activate /var/lib/mkmeta/sw /sw                         switch to the newest generation
   mkmeta activate /var/lib/mkmeta/sw /sw --generation 7          go to this one, older or newer
   mkmeta activate /var/lib/mkmeta/sw /sw --lower /mnt/sw --follow /mnt/sw/.mkmeta/sw.json
+  mkmeta activate --config /etc/mkmeta/sw.toml                   all that, as the layer file says
 
 exit codes:
   0    it is mounted
@@ -87,7 +105,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     which.add_argument("--generation", metavar="N", type=int, help="mount this one, and make it the current one")
     which.add_argument("--follow", metavar="POINTER", type=filled, help="do what this file on the volume asks for")
     parser.add_argument(
-        "--userxattr", action="store_true", help="with --follow: build layers as `mkmeta build --userxattr` does"
+        "--userxattr", action=Flag, help="with --follow: build layers as `mkmeta build --userxattr` does"
     )
     parser.add_argument(
         "--verity",
@@ -101,33 +119,35 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--options",
         metavar="OPTIONS",
         type=os.fsencode,
-        action="append",
+        action=Listed,
         default=[],
         help="more options for the overlay, comma-separated: xino, uuid, index, fsync, volatile",
     )
     parser.add_argument(
         "--other-root",
-        action="store_true",
+        action=Flag,
         help="mount it although the manifest was made from a directory of another name than --lower",
     )
     parser.add_argument(
         "--allow-setid",
-        action="store_true",
+        action=Flag,
         help="let set-ID bits, capabilities and devices of the layer take effect where the volume's own mount does; "
         "without it only those of a layer built with --expect-id do",
     )
-    parser.add_argument(
-        "--over", action="store_true", help="mount it although that hides files or other mounts at MOUNTPOINT"
-    )
+    parser.add_argument("--over", action=Flag, help="mount it although that hides files or other mounts at MOUNTPOINT")
     add_allow_gap(parser)
     add_wait(parser, default=60)
     add_run_dir(parser)
+    add_config(parser, _CONFIG)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Activates and reports."""
-    if args.userxattr and not args.follow:
+    check_both(args, "store", "point", "STORE and MOUNTPOINT")
+    if args.generation is not None and "follow" in args.from_config:
+        args.follow = None  # the command line wins
+    if args.userxattr and not args.follow and "userxattr" not in args.from_config:
         raise UsageError("--userxattr goes with --follow; otherwise the layer is as it was built")
     request = Request(
         point=args.point,

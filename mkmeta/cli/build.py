@@ -15,6 +15,7 @@ from mkmeta.cli.composefs import (
     open_dump,
     run_dump,
 )
+from mkmeta.cli.config_option import Flag, add_config
 from mkmeta.cli.host_arguments import add_wait, notes
 from mkmeta.cli.layer_argument import FoundLayer
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
@@ -32,6 +33,15 @@ from mkmeta.store.generation import LAYER
 from mkmeta.store.store import Store
 
 _WAIT = 600  # seconds for another build of the store: most are over by then
+
+_CONFIG = {
+    "manifest": "manifest",
+    "store": "store",
+    "format": "format",
+    "redirect_prefix": "redirect-prefix",
+    "userxattr": "userxattr",
+    "no_verity": "no-verity",
+}
 
 _DESCRIPTION = """\
 Writes the overlayfs layer that a manifest describes: a directory tree of metadata only, to be mounted over the volume
@@ -61,6 +71,7 @@ examples:
   mkmeta build --userxattr sw.mkm layer                            for mounts in user namespaces
   ssh publisher cat sw.mkm | mkmeta build - /srv/layers/sw
   mkmeta build sw.mkm --store /var/lib/mkmeta/sw                   add a generation and make it the current one
+  mkmeta build --config /etc/mkmeta/sw.toml                        likewise, as the layer file says
   mkmeta build --format erofs sw.mkm sw.erofs                      one file, for mount -t erofs
   mkmeta build --format composefs tree.dump tree.cfs               as mkcomposefs --from-file tree.dump tree.cfs
   mkmeta build sw.mkm --store STORE --base STORE                   the same, sharing inodes with the current one
@@ -128,12 +139,12 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--userxattr",
-        action="store_true",
+        action=Flag,
         help="write user.overlay.* xattrs, for mounts with the option userxattr; needs no privileges over trusted.*",
     )
     parser.add_argument(
         "--no-verity",
-        action="store_true",
+        action=Flag,
         help="leave the manifest's fs-verity digests out of the layer; they matter to mounts with verity= only",
     )
     parser.add_argument(
@@ -144,6 +155,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         default=min(2, len(os.sched_getaffinity(0))),
         help="worker processes (default: %(default)s; more than two rarely help, the filesystem is the limit)",
     )
+    add_config(parser, _CONFIG)
     parser.set_defaults(run=run)
 
 
@@ -193,6 +205,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises UsageError for arguments that do not go together."""
+    if args.dest is not None and "store" in args.from_config:
+        args.store = None  # the command line wins
     if (args.dest is None) == (args.store is None):
         raise UsageError("name either DEST or --store", hint="mkmeta build --help has examples of both")
     if args.store is not None and (args.swap or args.discard):

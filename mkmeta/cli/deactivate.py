@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from mkmeta.cli.config_option import add_config
 from mkmeta.cli.host_arguments import add_mount_point, add_run_dir, add_wait, notes, run_directory
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
@@ -38,6 +39,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     add_wait(parser, default=60)
     add_run_dir(parser)
+    add_config(parser, {"point": "mount-point", "run_dir": "run-dir"})
     parser.set_defaults(run=run)
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.config_option import Flag, add_config
 from mkmeta.cli.host_arguments import add_run_dir
 from mkmeta.cli.output import emit, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
@@ -52,8 +53,10 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--lower", metavar="DIR", type=filled, help="the volume, where it is mounted")
     parser.add_argument("--store", metavar="DIR", type=filled, help="a store, or where one shall be made")
-    parser.add_argument("--userxattr", action="store_true", help="for layers built with --userxattr")
+    parser.add_argument("--userxattr", action=Flag, help="for layers built with --userxattr")
     add_run_dir(parser)
+    keys = {"lower": "volume", "store": "store", "userxattr": "userxattr", "run_dir": "run-dir"}
+    add_config(parser, keys)
     parser.set_defaults(run=run)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.config_option import add_config
 from mkmeta.cli.host_arguments import add_wait, notes, seconds
 from mkmeta.cli.output import emit, note
 from mkmeta.cli.progress import ProgressLine
@@ -25,6 +26,7 @@ _EPILOG = """\
 examples:
   mkmeta gc /var/lib/mkmeta/sw
   mkmeta gc /var/lib/mkmeta/sw --keep 5 --min-age 2w --dry-run
+  mkmeta gc --config /etc/mkmeta/sw.toml
 
 exit codes:
   0    done
@@ -58,6 +60,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="share of the time spent removing, so that others can use the disk (default: %(default)s)",
     )
     add_wait(parser, default=60)
+    add_config(parser, {"store": "store", "keep": "keep", "min_age": "min-age"})
     parser.set_defaults(run=run)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import re
 from collections.abc import Callable
 
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.config_option import Flag
 from mkmeta.cli.output import note
+from mkmeta.config_keys import span
 from mkmeta.mounts.run import RunDirectory
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 
 
 def add_mount_point(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -52,7 +50,7 @@ def add_allow_gap(parser: argparse.ArgumentParser) -> None:
     """--allow-gap."""
     parser.add_argument(
         "--allow-gap",
-        action="store_true",
+        action=Flag,
         help="where the kernel cannot exchange mounts in one step (before Linux 6.5), take the old one away first",
     )
 
@@ -70,8 +68,7 @@ def notes(args: argparse.Namespace) -> Callable[[str], None]:
 
 def seconds(text: str) -> float:
     """A time span: a number of seconds, or with a unit: 90, 15m, 2d."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhdw]?)", text)
-    value = float(match[1]) * _UNITS[match[2] or "s"] if match else math.inf
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time span, such as 90, 15m or 2d")
-    return value
+    try:
+        return span(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

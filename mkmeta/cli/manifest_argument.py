@@ -17,7 +17,7 @@ def add_manifest_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("manifest", metavar="MANIFEST", help="file made by mkmeta scan; - reads standard input")
 
 
-def open_manifest(argument: str) -> ManifestReader:
+def open_manifest(argument: str | bytes) -> ManifestReader:
     """Opens the manifest an argument names; the caller closes it.
 
     A manifest is read from its end, so standard input is first copied to an unlinked file in `$TMPDIR`.

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mkmeta import __version__
+from mkmeta.cli.config_option import VerbParser
 
 _VERBS = (
     *("scan", "build", "verify", "diff", "merge", "prune", "publish"),
@@ -45,7 +46,7 @@ def make_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mkmeta {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=VerbParser)
     for verb in given if given and given[0] in _VERBS else _VERBS:
         importlib.import_module(f"mkmeta.cli.{verb}").add_parser(verbs)
     return parser

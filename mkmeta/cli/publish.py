@@ -6,6 +6,7 @@ import argparse
 import contextlib
 
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.config_option import add_config
 from mkmeta.cli.host_arguments import add_wait, notes
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
@@ -33,6 +34,7 @@ examples:
   mkmeta scan /mnt/sw --select 'grp/*/v*/lib' -o sw.mkm
   mkmeta build sw.mkm --store /var/lib/mkmeta/sw
   mkmeta publish /var/lib/mkmeta/sw --pointer /mnt/sw/.mkmeta/sw.json
+  mkmeta publish --config /etc/mkmeta/sw.toml
   mkmeta publish /var/lib/mkmeta/sw --pointer /mnt/sw/.mkmeta/sw.json --generation 6 --rollback
 
 exit codes:
@@ -65,6 +67,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="allow a generation older than the one the pointer names; clients go back to it",
     )
     add_wait(parser, default=_WAIT)
+    add_config(parser, {"store": "store", "pointer": "pointer"})
     parser.set_defaults(run=run)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mkmeta.cli.activate import report
+from mkmeta.cli.config_option import add_config
 from mkmeta.cli.host_arguments import add_allow_gap, add_mount_point, add_run_dir, add_wait, notes, run_directory
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode
@@ -42,6 +43,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_allow_gap(parser)
     add_wait(parser, default=60)
     add_run_dir(parser)
+    add_config(parser, {"point": "mount-point", "run_dir": "run-dir", "allow_gap": "allow-gap"})
     parser.set_defaults(run=run)
 
 

@@ -10,6 +10,7 @@ import time
 from typing import Any, BinaryIO
 
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.config_option import Listed, add_config
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
@@ -22,6 +23,16 @@ from mkmeta.scanner.scan import OnError, ScanOptions, ScanReport, scan
 from mkmeta.workers import available_processors
 
 _JOBS_PER_PROCESSOR = 4  # more only wait, and take memory
+
+_CONFIG = {
+    "root": "volume",
+    "output": "manifest",
+    "select": "select",
+    "hide": "hide",
+    "drop_xattr": "drop-xattr",
+    "digest": "digests",
+    "hard_links": "hard-links",
+}
 
 _DESCRIPTION = """\
 Walks the selected subtrees of ROOT, a directory of released software, and records every name, attribute and digest
@@ -46,6 +57,7 @@ examples:
   mkmeta scan /mnt/sw -o sw.mkm
   mkmeta scan /mnt/sw --select 'grp/*/v*/lib' --select 'tools/**/python' -o sw.mkm
   find-releases | mkmeta scan /mnt/sw --select-from - --digest none -o sw.mkm
+  mkmeta scan --config /etc/mkmeta/sw.toml
   mkmeta scan /mnt/sw --base sw.mkm -o sw.mkm                                again: reads what has changed
   mkmeta scan /mnt/sw --base sw.mkm --only grp/paint/v1.2 -o sw.mkm          looks at one release only
 
@@ -78,7 +90,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--select",
         metavar="PATTERN",
         type=filled,
-        action="append",
+        action=Listed,
         default=[],
         help="record what matches; may be given many times. Without any, everything below ROOT is recorded",
     )
@@ -94,7 +106,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--hide",
         metavar="PATTERN",
         type=filled,
-        action="append",
+        action=Listed,
         default=[],
         help="leave out what matches, with all below it. Careful: inside a recorded directory it becomes invisible "
         "through the mount, although the volume still has it",
@@ -103,7 +115,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--drop-xattr",
         metavar="PATTERN",
         type=filled,
-        action="append",
+        action=Listed,
         default=[],
         help="do not record the extended attributes whose names match, such as 'security.selinux' or 'lustre.*'; "
         "with '*' none is asked for, which on NFS saves a request for every name (ACLs are extended attributes too)",
@@ -159,6 +171,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="which names of one inode stay one in the layer: those within one recorded subtree (the default), so that "
         "a release can be deleted without another's files; or all, also across subtrees",
     )
+    add_config(parser, _CONFIG)
     parser.set_defaults(run=run)
 
 
@@ -169,6 +182,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         raise UsageError("--json and a manifest cannot both go to stdout", hint="name a file with -o")
     if to_stdout and sys.stdout.isatty():
         raise UsageError("a manifest is not for a terminal", hint="name a file with -o, or use a pipe")
+    if args.config is not None and args.config.inline:
+        raise UsageError("'inline' is not for this mkmeta: it records no content of files", path=args.config.path)
     if (args.only or args.no_trust) and args.base is None:
         raise UsageError(f"{'--only' if args.only else '--no-trust'} goes with --base")
     started = time.monotonic()

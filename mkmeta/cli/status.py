@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 
+from mkmeta.cli.config_option import add_config
 from mkmeta.cli.deactivate import left_fields, left_text
 from mkmeta.cli.host_arguments import add_mount_point, add_run_dir
 from mkmeta.cli.output import emit, note, path_fields
@@ -43,6 +44,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser = add_verb(verbs, "status", summary="say what is mounted", description=_DESCRIPTION, epilog=_EPILOG)
     add_mount_point(parser, optional=True)
     add_run_dir(parser)
+    add_config(parser, {"point": "mount-point", "run_dir": "run-dir"})
     parser.set_defaults(run=run)
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Final
 
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.config_option import add_config
 from mkmeta.cli.layer_argument import FoundLayer
 from mkmeta.cli.manifest_argument import open_manifest
 from mkmeta.cli.output import emit, note, path_fields
@@ -101,6 +102,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         type=_jobs,
         help=f"worker processes (default: one per processor for the layer, {_VOLUME_JOBS} for the volume)",
     )
+    add_config(parser, {"layer": "store", "lower": "volume"})
     parser.set_defaults(run=run)
 
 
