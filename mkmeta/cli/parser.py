@@ -6,15 +6,21 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from mkmeta import __version__
 from mkmeta.cli.config_option import VerbParser
+from mkmeta.cli.verb import Verbs
 
-_VERBS = (
-    *("scan", "build", "verify", "diff", "merge", "prune", "publish"),
-    *("activate", "status", "rollback", "deactivate", "refresh", "gc", "doctor"),
-    *("show", "explain", "ls", "dump"),
-)
+# Each is the module `mkmeta.cli.VERB`; help lists them in this order, by group.
+GROUPS: Final = {
+    "compile": ("scan", "build", "merge", "prune"),
+    "inspect": ("show", "ls", "dump", "diff", "explain", "verify"),
+    "serve": ("activate", "rollback", "refresh", "deactivate", "gc"),
+    "publish": ("publish",),
+    "observe": ("status", "doctor"),
+}
+VERBS: Final = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 
 _DESCRIPTION = """\
 Records selected parts of a read-only software volume (scan) and turns the record into an overlayfs layer
@@ -32,13 +38,35 @@ examples:
 """
 
 
+class _TopParser(argparse.ArgumentParser):
+    """The parser of `mkmeta` itself; its help lists the verbs by group."""
+
+    verbs: Verbs[argparse.ArgumentParser]
+
+    def format_help(self) -> str:
+        """The page of `mkmeta --help`."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        known = {str(choice.metavar): choice for choice in self.verbs._choices_actions}
+        for group, verbs in GROUPS.items():
+            formatter.start_section(group)
+            formatter.add_arguments([known[verb] for verb in verbs if verb in known])
+            formatter.end_section()
+        formatter.start_section("options")
+        formatter.add_arguments([action for action in self._actions if action is not self.verbs])
+        formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+
 def make_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
     """The parser of `mkmeta`, for a command line; the namespace it returns has `run`, the verb's function.
 
     Only the verb that the command line begins with is imported, and all of them where it begins with something else.
     """
     given = sys.argv[1:2] if argv is None else argv[:1]
-    parser = argparse.ArgumentParser(
+    parser = _TopParser(
         prog="mkmeta",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -46,7 +74,7 @@ def make_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"mkmeta {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=VerbParser)
-    for verb in given if given and given[0] in _VERBS else _VERBS:
-        importlib.import_module(f"mkmeta.cli.{verb}").add_parser(verbs)
+    parser.verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=VerbParser)
+    for verb in given if given and given[0] in VERBS else VERBS:
+        importlib.import_module(f"mkmeta.cli.{verb}").add_parser(parser.verbs)
     return parser

@@ -12,14 +12,10 @@ from pathlib import Path
 import pytest
 
 from mkmeta.__main__ import main
+from mkmeta.cli.parser import GROUPS, VERBS
 from mkmeta.errors import ExitCode
 
 PAGE = Path(__file__).parents[2] / "formats" / "cli.md"
-VERBS = (
-    *("scan", "build", "activate", "status", "rollback", "deactivate", "refresh", "publish", "gc", "doctor"),
-    *("show", "ls", "dump"),
-    *("verify", "explain", "diff", "merge", "prune"),
-)
 
 
 def tables() -> list[list[list[str]]]:
@@ -106,6 +102,25 @@ def test_help_has_examples_and_exit_codes(verb: str, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert f"mkmeta {verb} " in text.partition("examples:")[2]
     assert "exit codes:" in text
+
+
+def test_every_module_of_a_verb_is_in_one_group() -> None:
+    modules = {
+        path.stem for path in (PAGE.parents[1] / "mkmeta/cli").glob("*.py") if "def add_parser(" in path.read_text()
+    }
+    assert modules == set(VERBS)
+    assert len(VERBS) == len(modules)
+
+
+def test_help_lists_the_verbs_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for group, verbs in GROUPS.items():
+        lines = text.partition(f"\n{group}:\n")[2].partition("\n\n")[0].splitlines()
+        assert tuple(line.split()[0] for line in lines) == verbs
+    assert all(len(line) <= 120 for line in text.splitlines())
 
 
 def test_readme_names_every_verb() -> None:
