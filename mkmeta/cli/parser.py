@@ -18,7 +18,7 @@ GROUPS: Final = {
     "inspect": ("show", "ls", "dump", "diff", "explain", "verify"),
     "serve": ("activate", "rollback", "refresh", "deactivate", "gc"),
     "publish": ("publish",),
-    "observe": ("status", "doctor"),
+    "observe": ("status", "doctor", "observe"),
 }
 VERBS: Final = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 

@@ -75,6 +75,7 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
         ["diff", str(tmp_path / "pruned.mkm"), str(tmp_path / "other.mkm")],
         ["build", str(manifest), layer],
         ["ls", str(manifest), "no"],
+        ["observe", "--from", "ld-debug", "/dev/null", "-o", str(tmp_path / "sw.profile")],
     ]
     seen: set[tuple[str, str]] = set()
     for call in calls:

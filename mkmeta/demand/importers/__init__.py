@@ -1,0 +1,1 @@
+"""What other programs wrote about lookups, as counts by directory: one module for each form."""

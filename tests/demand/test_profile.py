@@ -1,0 +1,117 @@
+"""Profiles: what is written is read again, and nothing else is."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mkmeta.demand.profile import (
+    COUNT_MAX,
+    LINE_MAX,
+    Header,
+    ProfileError,
+    ProfileMount,
+    ProfileReader,
+    Row,
+    Source,
+    is_plain,
+    write_profile,
+)
+from mkmeta.model import PATH_LIMIT
+
+HEADER = Header(source=Source.STRACE, mounts=(ProfileMount(point=b"/sw"), ProfileMount(point=b"/\xff")), host="h")
+
+names = st.binary(min_size=1, max_size=20).filter(lambda n: b"/" not in n and b"\0" not in n and n not in (b".", b".."))
+paths = st.lists(names, max_size=5).map(b"/".join)
+counts = st.integers(0, COUNT_MAX)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Row:
+    calls = [draw(counts) for _ in range(5)]
+    first = [draw(st.integers(0, calls[n])) for n in range(3)]
+    if draw(st.booleans()):
+        return Row(draw(paths), opens=calls[0], first_opens=calls[0], is_file=True)
+    return Row._make((draw(paths), *calls, *first, draw(st.integers(0, 1)), False))
+
+
+def text_of(header: Header, wanted: list[Row]) -> bytes:
+    stream = io.BytesIO()
+    assert write_profile(stream, header, wanted) == len(wanted)
+    return stream.getvalue()
+
+
+def read(text: bytes) -> tuple[Header, list[Row]]:
+    reader = ProfileReader(io.BytesIO(text), b"p")
+    return reader.header, list(reader.rows())
+
+
+@given(st.lists(rows(), max_size=5))
+def test_what_is_written_is_read(wanted: list[Row]) -> None:
+    header = replace(HEADER, lost={"cut": 3}, outside=7)
+    assert read(text_of(header, wanted)) == (header, wanted)
+
+
+@given(st.data())
+def test_no_other_bytes_do_more_than_an_error(data: st.DataObject) -> None:
+    text = bytearray(text_of(HEADER, [Row(b"a/b", 5, first_misses=2), Row(b"\xff", opens=1, is_file=True)]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(text) - 1))
+        text[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    try:
+        _, found = read(bytes(text))
+    except ProfileError as error:
+        assert error.path == b"p"
+    else:
+        assert all(is_plain(row.path) or not row.path for row in found)
+
+
+HEAD = {"mkmeta_profile": 1, "source": "env", "mounts": [{"point": "/sw"}]}
+BAD = {
+    "nothing": (),
+    "no profile": ({"a": 1},),
+    "a later version": ({**HEAD, "mkmeta_profile": 2}, {"rows": 0}),
+    "true is 1": ({**HEAD, "mkmeta_profile": True}, {"rows": 0}),
+    "no mount": ({**HEAD, "mounts": []}, {"rows": 0}),
+    "a relative mount": ({**HEAD, "mounts": [{"point": "sw"}]}, {"rows": 0}),
+    "an unknown source": ({**HEAD, "source": ["x"]}, {"rows": 0}),
+    "no end": (HEAD,),
+    "another number of rows": (HEAD, {"path": "a"}, {"rows": 2}),
+    "something behind the end": (HEAD, {"rows": 0}, {"path": "a"}),
+    "up": (HEAD, {"path": "a/../b"}, {"rows": 1}),
+    "absolute": (HEAD, {"path": "/a"}, {"rows": 1}),
+    "too long": (HEAD, {"path": "a" * (PATH_LIMIT + 1)}, {"rows": 1}),
+    "a surrogate": (HEAD, {"path": "\udc80"}, {"rows": 1}),
+    "no base64": (HEAD, {"path": "a", "path_b64": "?"}, {"rows": 1}),
+    "another mount": (HEAD, {"path": "a", "mount": 1}, {"rows": 1}),
+    "less than nothing": (HEAD, {"path": "a", "misses": -1}, {"rows": 1}),
+    "too much": (HEAD, {"path": "a", "misses": 2**63}, {"rows": 1}),
+    "a fraction": (HEAD, {"path": "a", "misses": 1.5}, {"rows": 1}),
+    "true": (HEAD, {"path": "a", "misses": True}, {"rows": 1}),
+    "more first ones": (HEAD, {"path": "a", "misses": 1, "first_misses": 2}, {"rows": 1}),
+    "a long line": (HEAD, {"path": "a", "x": "y" * LINE_MAX}, {"rows": 1}),
+}
+
+
+@pytest.mark.parametrize("lines", BAD.values(), ids=BAD)
+def test_bad(lines: tuple[dict[str, object], ...]) -> None:
+    with pytest.raises(ProfileError):
+        read(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+
+
+def test_deep_nesting_and_endless_numbers_are_errors() -> None:
+    head = json.dumps(HEAD).encode() + b"\n"
+    for line in (b"[" * 60_000, b'{"path": ' * 7000, b'{"path": "a", "misses": ' + b"9" * 50_000 + b"}", b"NaN"):
+        with pytest.raises(ProfileError):
+            read(head + line + b'\n{"rows": 1}\n')
+
+
+def test_keys_of_later_versions_are_passed_over() -> None:
+    lines: list[dict[str, object]] = [{**HEAD, "new": [1]}, {"path": "a", "misses": 3, "new": {}}, {"rows": 1}]
+    _, found = read(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    assert found == [Row(b"a", 3, first_misses=3)]

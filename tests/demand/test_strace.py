@@ -1,0 +1,181 @@
+"""What strace prints, of every form, and strace itself as the oracle."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mkmeta.demand.importers.strace import StraceImporter, unescape
+from mkmeta.demand.importing import import_files
+from mkmeta.demand.profile import Row, Source
+from mkmeta.demand.tally import Tally
+
+
+def imported(text: str | bytes, cwd: bytes | None = None, root: bytes = b"/sw") -> tuple[dict[bytes, Row], Tally]:
+    tally = Tally([root])
+    raw = text if isinstance(text, bytes) else text.encode()
+    StraceImporter(tally, cwd).read(io.BytesIO(raw))
+    return {row.path: row for row in tally.rows() if not row.is_file}, tally
+
+
+MISSES = {
+    "plain": 'openat(AT_FDCWD, "/sw/a/x", O_RDONLY|O_CLOEXEC) = -1 ENOENT (No such file or directory)',
+    "-f": '77 openat(AT_FDCWD, "/sw/a/x", O_RDONLY) = -1 ENOENT (No such file or directory)',
+    "-f to a terminal": '[pid    77] stat("/sw/a/x", 0x7ffe) = -1 ENOENT (No such file or directory)',
+    "-tt": '77 12:34:56.123456 access("/sw/a/x", F_OK) = -1 ENOENT (No such file or directory)',
+    "-ttt": '77 1700000000.123456 access("/sw/a/x", F_OK) = -1 ENOENT (No such file or directory)',
+    "-r": '     0.000123 lstat("/sw/a/x", 0x7ffe) = -1 ENOENT (No such file or directory)',
+    "-T": 'execve("/sw/a/x", ["x"], 0x7 /* 20 vars */) = -1 ENOENT (No such file or directory) <0.000012>',
+    "-i -n": '[00007f0c8a5a1b3d] [ 257] openat(AT_FDCWD, "/sw/a/x", O_RDONLY) = -1 ENOENT (No such file or directory)',
+    "-y": '77 statx(AT_FDCWD</home/u>, "/sw/a/x", 0, 0, 0x7f) = -1 ENOENT (No such file or directory)',
+    "-y, a descriptor": '77 newfstatat(3</sw/a>, "x", 0x7f, 0) = -1 ENOENT (No such file or directory)',
+    "-y, relative": '77 readlink("x", 0x7f, 10) = -1 ENOENT (No such file or directory)',
+    "octal": r'stat("/sw/\141/x", 0x7ffe) = -1 ENOENT (No such file or directory)',
+    "-xx": r'stat("\x2f\x73\x77\x2f\x61\x2f\x78", 0x7ffe) = -1 ENOENT (No such file or directory)',
+    "up": 'stat("/sw/b/../a/./x", 0x7ffe) = -1 ENOENT (No such file or directory)',
+    "slashes": 'stat("/sw//a///x", 0x7ffe) = -1 ENOENT (No such file or directory)',
+    "unfinished": '7 stat("/sw/a/x",  <unfinished ...>\n8 getpid() = 8\n7 <... stat resumed>0x7f) = -1 ENOENT (x)',
+    "unfinished, of old": '7 open("/sw/a/x", O_RDONLY <unfinished ...>\n7 <... open resumed> )       = -1 ENOENT (x)',
+    "unfinished, no more": '7 openat(AT_FDCWD, "/sw/a/x", 0 <unfinished ...>\n7 <... openat resumed>) = -1 ENOENT (x)',
+}
+
+
+@pytest.mark.parametrize("text", MISSES.values(), ids=MISSES)
+def test_a_miss(text: str) -> None:
+    found, tally = imported(text + "\n", cwd=b"/sw/a")
+    assert found == {b"a": Row(b"a", misses=1, first_misses=1)}
+    assert not +tally.lost
+
+
+def test_calls_by_kind() -> None:
+    found, tally = imported(
+        'execve("/sw/a/tool", ["tool"], 0x7 /* 2 vars */) = 0\n'
+        'openat(AT_FDCWD, "/sw/a/lib", O_RDONLY|O_CLOEXEC) = 3\n'
+        'openat(AT_FDCWD, "/sw/a/lib", O_RDONLY|O_CLOEXEC) = 3</sw/a/lib> <0.1>\n'
+        'newfstatat(3, "", {st_mode=S_IFREG|0755, st_size=1, ...}, AT_EMPTY_PATH) = 0\n'
+        'stat("/sw/a/lib", {st_mode=S_IFREG|0755, st_size=1, ...}) = 0\n'
+        'readlink("/sw/a/link", "lib", 100) = 3\n'
+        'openat(AT_FDCWD, "/sw/a", O_RDONLY|O_NONBLOCK|O_CLOEXEC|O_DIRECTORY) = 3\n'
+        'openat(AT_FDCWD, "/sw/b/log", O_WRONLY|O_CREAT|O_APPEND, 0666) = 3\n'
+        'rename("/sw/c/one", "/sw/d/two") = 0\n'
+        'symlink("/sw/x/target", "/sw/e/link") = 0\n'
+        'mkdir("/sw/a/new", 0777) = -1 EEXIST (File exists)\n'
+        'open("/sw/a/b/c", O_RDONLY) = -1 ENOTDIR (Not a directory)\n'
+        'open("/etc/passwd", O_RDONLY) = 3\n'
+        "open(0x7ff, O_RDONLY) = -1 EFAULT (Bad address)\n"
+        "+++ exited with 0 +++\n"
+    )
+    assert found.pop(b"a") == Row(b"a", 0, 2, 3, 1, 0, 0, 2, 2)
+    assert found == {path: Row(path, writes=1) for path in (b"b", b"c", b"d", b"e")}
+    assert tally.outside == 1 and not +tally.lost
+    assert sorted(row for row in tally.rows() if row.is_file) == [
+        Row(b"a/lib", opens=2, first_opens=2, is_file=True),
+        Row(b"a/tool", opens=1, first_opens=1, is_file=True),
+    ]
+
+
+def test_working_directories() -> None:
+    miss = '"x", O_RDONLY) = -1 ENOENT (No such file or directory)'
+    found, tally = imported(
+        f"1 openat(AT_FDCWD, {miss}\n"
+        '1 chdir("one") = 0\n'
+        f"1 openat(AT_FDCWD, {miss}\n"
+        "1 clone(child_stack=NULL, flags=CLONE_CHILD_SETTID|SIGCHLD) = 2\n"
+        '2 openat(AT_FDCWD, "/sw/two", O_RDONLY|O_DIRECTORY) = 5\n'
+        "2 fchdir(5) = 0\n"
+        f"2 openat(AT_FDCWD, {miss}\n"
+        f"1 openat(AT_FDCWD, {miss}\n"
+        '1 openat(AT_FDCWD, "/sw/three", O_RDONLY|O_PATH) = 6\n'
+        f"1 openat(6, {miss}\n"
+        "1 vfork( <unfinished ...>\n"
+        f"3 open({miss}\n"
+        "1 <... vfork resumed>) = 3\n"
+        "1 clone3({flags=CLONE_VM|CLONE_FS|CLONE_FILES}, 88) = 4\n"
+        '4 chdir("/sw/four") = 0\n'
+        f"1 openat(AT_FDCWD, {miss}\n"
+        f"1 openat(9, {miss}\n",
+        cwd=b"/sw/zero",
+    )
+    misses = {path.decode(): row.misses for path, row in found.items() if row.misses}
+    assert misses == {"zero": 1, "zero/one": 3, "two": 1, "three": 1, "four": 1}
+    assert tally.lost == {"relative": 1}
+
+
+def test_what_is_not_known_is_lost() -> None:
+    found, tally = imported(
+        'open("x", O_RDONLY) = -1 ENOENT (No such file or directory)\n'
+        'open("/sw/a/abc"..., O_RDONLY) = -1 ENOENT (No such file or directory)\n'
+        "what a program printed\n"
+        "5 <... open resumed>) = 3\n" + "x" * 3_000_000
+    )
+    assert not found
+    assert tally.lost == {"relative": 1, "cut": 2, "lines": 2}
+
+
+def test_every_byte_of_a_name() -> None:
+    name = bytes(n for n in range(1, 256) if n != ord("/"))
+    text = b"".join(b"\\%o" % n if not chr(n).isalnum() else bytes([n]) for n in name)
+    assert unescape(b"\\%o" % 255 + b'\\n\\\\\\"\\x41\\0') == b'\xff\n\\"A\0'
+    # a digit after a short octal would be a part of it: strace writes all three then
+    text = b"".join(b"\\%03o" % n for n in name)
+    found, _ = imported(b'stat("/sw/' + text + b'/x", 0x7f) = -1 ENOENT (No such)\n')
+    assert set(found) == {name}
+
+
+SCRIPT = """
+import os, subprocess, sys
+top = sys.argv[1]
+os.chdir(top + "/a")
+for name in ("x", "y\\n", "z\\"", "\\udcff"):
+    for _ in range(3):
+        try: os.stat(name)
+        except OSError: pass
+    try: open("../b/" + name)
+    except OSError: pass
+fd = os.open(top + "/b", os.O_RDONLY | os.O_DIRECTORY)
+try: os.stat("in b", dir_fd=fd)
+except OSError: pass
+os.listdir(top + "/a")
+if len(sys.argv) < 3:
+    os.stat("file")
+    subprocess.run([sys.executable, "-S", __file__, top, "again"], check=True)
+    pid = os.fork()
+    if not pid:
+        os.chdir("deep")
+        os.path.exists("from a child")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.path.exists("from the parent")
+"""
+WANTED = {"a": (24 + 1, 1), "b": (8 + 2, 0), "a/deep": (1, 0)}  # misses, stats
+
+
+@pytest.mark.needs("strace")
+@pytest.mark.parametrize("options", [["-f"], ["-f", "-y"], ["-ff"], ["-f", "-tt", "-T", "-xx"], ["-ff", "-yy", "-r"]])
+def test_strace_itself(options: list[str], tmp_path: Path) -> None:
+    top = tmp_path / "volume"
+    (top / "a/deep").mkdir(parents=True)
+    (top / "b").mkdir()
+    (top / "a/file").touch()
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    traced = tmp_path / "trace"
+    calls = "trace=%file,fchdir,?clone,?clone3,?fork,?vfork"
+    command = ["strace", *options, "-e", calls, "-o", str(traced), sys.executable, "-S", str(script), str(top)]
+    subprocess.run(command, check=True)
+    files = [os.fsencode(path) for path in sorted(tmp_path.glob("trace*"))]
+    assert (len(files) > 1) == ("-ff" in options)
+    tally = Tally([os.fsencode(top)])
+    import_files(tally, Source.STRACE, files, stdin=io.BytesIO(), cwd=os.fsencode(tmp_path), programs=[])
+    found = {row.path.decode(): (row.misses, row.stats) for row in tally.rows() if row.misses or row.stats}
+    found.pop("", None)  # the interpreter looks for itself along the way
+    assert found == WANTED
+    assert +tally.lost == Counter()
+    first = {row.path: row.first_misses for row in tally.rows()}
+    assert first[b"a"] == 4 + 1 and first[b"b"] == 4 + 1
