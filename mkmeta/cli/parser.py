@@ -14,11 +14,12 @@ from mkmeta.cli.verb import Verbs
 
 # Each is the module `mkmeta.cli.VERB`; help lists them in this order, by group.
 GROUPS: Final = {
+    "set up": ("init", "units", "doctor"),
     "compile": ("scan", "build", "merge", "prune"),
     "inspect": ("show", "ls", "dump", "diff", "explain", "verify"),
     "serve": ("activate", "rollback", "refresh", "deactivate", "gc"),
     "publish": ("publish",),
-    "observe": ("status", "doctor", "observe"),
+    "observe": ("status", "observe"),
 }
 VERBS: Final = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 

@@ -51,7 +51,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
         made.write(MKMETA[1:], f"#!/bin/sh\nPYTHONPATH='{TOP}' exec '{sys.executable}' -m mkmeta \"$@\"\n", 0o755)
         for unit in EXAMPLES.rglob("*"):
             if unit.is_file():
-                where = "etc/mkmeta" if unit.suffix == ".conf" and unit.parent == EXAMPLES else SYSTEM
+                where = "etc/mkmeta" if unit.suffix == ".toml" else SYSTEM
                 made.write(f"{where}/{unit.relative_to(EXAMPLES)}", unit.read_text())
         made.write(f"{SYSTEM}/late.service", LATE.format(volume=VOLUME))
         made.write(f"{SYSTEM}/{VOLUME}", MOUNT)
