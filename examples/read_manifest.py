@@ -33,6 +33,8 @@ FACTS_MAX = MIB // 2
 INFO_MAX = 4 * MIB
 ROWS_MAX = 65_536
 COUNTS_MAX = 4096
+CONTENT_MAX = 4 * MIB
+HAS_CONTENTS = 1  # section 2.1
 ID_MAX = 2**32 - 2
 COUNTED = ("dirs", "skeleton", "files", "symlinks", "others", "bytes", "linked")  # section 6: what the tree shows
 COUNTS, COUNTS_LIMIT = 12, 64  # how many there are, and may be
@@ -44,6 +46,8 @@ CONTEXT = "mkmeta 2026 manifest v1 "  # section 3
 HEADER = struct.Struct("<8sIIII8s")
 FRAME_ROW = struct.Struct("<QII")
 OBJECT_ROW = struct.Struct("<32sIII")
+CONTENT_ROW = struct.Struct("<32sIII")
+CONTENT_TRAILER = struct.Struct("<QII")
 FOOTER = struct.Struct("<QIIQQ32sIIIIII8s")
 
 
@@ -215,10 +219,14 @@ class Container:
         self.fd = fd
         self.cache: OrderedDict[int, bytes] = OrderedDict()
         self.size = os.fstat(fd).st_size
-        self.check_header()
+        flags = self.check_header()
         self.read_footer()
+        self.contents, self.content_table, self.first_content_frame = 0, 0, self.frames
+        if flags & HAS_CONTENTS:
+            self.read_content_trailer()
         self.check_frame_table()
         self.check_object_table()
+        self.check_content_table()
 
     def pread(self, size: int, offset: int, where: str) -> bytes:
         data = os.pread(self.fd, size, offset)
@@ -226,8 +234,8 @@ class Container:
             refuse(where, "the file ends early")
         return data
 
-    def check_header(self) -> None:
-        magic, version, _compat, _ro_compat, incompat, zero = HEADER.unpack(self.pread(HEADER.size, 0, "header"))
+    def check_header(self) -> int:
+        magic, version, compat, _ro_compat, incompat, zero = HEADER.unpack(self.pread(HEADER.size, 0, "header"))
         if magic != b"\x89MKM\r\n\x1a\n":
             refuse("header", "wrong magic")
         if version != 1:
@@ -236,6 +244,7 @@ class Container:
             refuse("header", f"incompat flags {incompat:#x}")
         if any(zero):
             refuse("header", "reserved bytes are not zero")
+        return int(compat)
 
     def read_footer(self) -> None:
         if self.size < HEADER.size + FOOTER.size:
@@ -280,6 +289,56 @@ class Container:
                 refuse("object table", f"row {number} is not above the one before it")
             previous = object_id
 
+    def read_content_trailer(self) -> None:
+        """Section 2.6."""
+        at = self.frame_table - CONTENT_TRAILER.size
+        if at < HEADER.size:
+            refuse("content table", "there is no room for it")
+        trailer = self.pread(CONTENT_TRAILER.size, at, "content table")
+        self.contents, self.first_content_frame, zero = CONTENT_TRAILER.unpack(trailer)
+        self.content_table = at - self.contents * CONTENT_ROW.size
+        if zero:
+            refuse("content table", "reserved bytes are not zero")
+        if self.content_table < HEADER.size:
+            refuse("content table", "it begins before the frames")
+        if self.first_content_frame > self.frames:
+            refuse("content table", "its first frame does not exist")
+
+    def content_row(self, number: int) -> tuple[bytes, Place]:
+        offset = self.content_table + number * CONTENT_ROW.size
+        name, *place = CONTENT_ROW.unpack(self.pread(CONTENT_ROW.size, offset, "content table"))
+        return name, Place(*place)
+
+    def check_content_table(self) -> None:
+        previous = b""
+        for number in range(self.contents):
+            name, _ = self.content_row(number)
+            if name <= previous:
+                refuse("content table", f"row {number} is not above the one before it")
+            previous = name
+
+    def content(self, number: int) -> None:
+        """Checks a content."""
+        name, place = self.content_row(number)
+        where = f"content {name.hex()}"
+        if place.frame < self.first_content_frame:
+            refuse(where, "in a frame of objects")
+        if not 1 <= place.length <= CONTENT_MAX:
+            refuse(where, f"{place.length} bytes")
+        if blake3(self.record(place, where)).digest() != name:
+            refuse(where, "has another digest")
+
+    def find_content(self, name: bytes, size: int) -> int | None:
+        """The number of the content of a file."""
+        low, high = 0, self.contents
+        while low < high:
+            middle = (low + high) // 2
+            found, place = self.content_row(middle)
+            if found == name:
+                return middle if place.length == size else None
+            low, high = (middle + 1, high) if found < name else (low, middle)
+        return None
+
     def frame(self, number: int, where: str) -> bytes:
         if number >= self.frames:
             refuse(where, f"frame {number} does not exist")
@@ -323,7 +382,7 @@ class Container:
             refuse(where, f"object {object_id.hex()} is absent")
         if place.length > OBJECT_MAX:
             refuse(where, "larger than the limit")
-        data = self.record(place, where)
+        data = self.record(object_place(self, place, where), where)
         if blake3(data, derive_key_context=CONTEXT + kind).digest() != object_id:
             refuse(where, f"object {object_id.hex()} has another digest")
         return Cursor(data, where)
@@ -661,7 +720,7 @@ def read_info(file: Container) -> dict[str, object]:
     """The keys version 1 knows, their types checked."""
     if file.info.length > INFO_MAX:
         refuse("info", "larger than the limit")
-    c = Cursor(file.record(file.info, "info"), "info", canonical=False)
+    c = Cursor(file.record(object_place(file, file.info, "info"), "info"), "info", canonical=False)
     info: dict[str, object] = {}
     seen = set()
     for _ in range(c.expect("map", "info")):
@@ -681,6 +740,10 @@ def read_info(file: Container) -> dict[str, object]:
             info[key] = [c.bytes(0, INFO_MAX, key) for _ in range(rows_of(c, key))]
         elif key == "left_out":
             info[key] = [read_left_out(c) for _ in range(rows_of(c, key))]
+        elif key == "inline":
+            info[key] = [read_inline(c) for _ in range(rows_of(c, key))]
+        elif key == "inline_all":
+            info[key] = c.integer(1, 1, key)
         elif key == "hard_links":
             info[key] = c.text(key)
             if info[key] not in ("all", "subtree"):
@@ -714,11 +777,25 @@ def read_left_out(c: Cursor) -> tuple[bytes, str]:
     return c.bytes(0, INFO_MAX, "path"), c.text("reason")
 
 
+def read_inline(c: Cursor) -> tuple[bytes, int]:
+    """A row of inline."""
+    if c.array("row of inline") != 2:
+        refuse(c.where, "a row of inline is not two elements")
+    return c.bytes(0, INFO_MAX, "pattern"), c.integer(0, 2**64 - 1, "size")
+
+
+def object_place(file: Container, place: Place, where: str) -> Place:
+    """The place of what is no content."""
+    if place.frame >= file.first_content_frame:
+        refuse(where, "in a frame of contents, or in none")
+    return place
+
+
 def facts_record(file: Container, place: Place, where: str) -> Cursor:
     """A facts record."""
     if place.length > FACTS_MAX:
         refuse(where, "larger than the limit")
-    return Cursor(file.record(place, where), where, canonical=False)
+    return Cursor(file.record(object_place(file, place, where), where), where, canonical=False)
 
 
 def read_counts(c: Cursor) -> list[int]:
@@ -911,7 +988,17 @@ def check(file: Container) -> tuple[Root, dict[str, object], Counter[int]]:
     """Reads everything. The root, the info record, and how many entries there are by type."""
     info = read_info(file)
     tree = Tree(file, read_root(file))
-    types = Counter(stat.S_IFMT(entry.mode) for _, entry, _ in tree.walk())
+    types: Counter[int] = Counter()
+    owned = bytearray(file.contents)
+    for _, entry, _ in tree.walk():
+        types[stat.S_IFMT(entry.mode)] += 1
+        number = content_of(file, entry)
+        if number is not None:
+            owned[number] = 1
+    for number in range(file.contents):
+        file.content(number)
+        if not owned[number]:
+            refuse(f"content {file.content_row(number)[0].hex()}", "no file has it, with this size")
     if tree.counts is not None:
         said = info["counts"]
         assert isinstance(said, dict)
@@ -923,12 +1010,20 @@ def check(file: Container) -> tuple[Root, dict[str, object], Counter[int]]:
     return tree.root, info, types
 
 
+def content_of(file: Container, entry: Entry) -> int | None:
+    """The number of the content of an entry, section 2.6."""
+    if not stat.S_ISREG(entry.mode):
+        return None
+    size, name, _ = entry.body
+    return file.find_content(name, size) if isinstance(name, bytes) and isinstance(size, int) else None
+
+
 def shown_value(value: bytes) -> str:
     """The value of an xattr; a long one by its length and BLAKE3."""
     return shown(value) if len(value) <= 256 else f"{len(value)}:{blake3(value).hexdigest()}"
 
 
-def describe(path: bytes, entry: Entry, link: int | bytes | None) -> str:
+def describe(path: bytes, entry: Entry, link: int | bytes | None, inside: bool = False) -> str:
     """One line of the listing: every fact the manifest has of the entry, which for a link are those of its primary."""
     if isinstance(link, bytes):
         return f"{shown(path)} hardlink={shown(link)}"
@@ -943,6 +1038,8 @@ def describe(path: bytes, entry: Entry, link: int | bytes | None) -> str:
     ]
     if link is not None:
         parts.append(f"nlink={link}")
+    if inside:
+        parts.append("inside")
     return " ".join(parts)
 
 
@@ -959,11 +1056,13 @@ def main(argv: list[str]) -> int:
             print(f"digests {' '.join(root.digests) or '-'}")
             print(f"facts {'yes' if file.facts.length else 'no'}")
             print(f"entries {types.total()}, of these directories {types[stat.S_IFDIR]}, files {types[stat.S_IFREG]}")
+            if file.contents:
+                print(f"contents {file.contents}")
             for key, value in info.items():
                 print(f"info {key} {value!r}")
             print(describe(b"/", root.top, None))
             for path, entry, link in Tree(file, root).walk():
-                print(describe(path, entry, link))
+                print(describe(path, entry, link, content_of(file, entry) is not None))
     except Refused as error:
         print(error, file=sys.stderr)
         return 1

@@ -11,6 +11,7 @@ from typing import Final, assert_never
 
 from mkmeta.digest import ObjectId
 from mkmeta.errors import IdMismatchError
+from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.manifest.reader import ManifestReader
@@ -36,6 +37,7 @@ class BuildOptions:
     kind: LayerKind = LayerKind.DIRECTORY
     base: bytes | None = None  # a layer to share unchanged files with
     expect_id: ObjectId | None = None
+    inline: bool = True  # files whose content the manifest has are whole
     vouched: bool = False  # somebody on this host named that ID: he answers for its set-ID bits and devices
     jobs: int = 1  # worker processes, where the sink takes nodes from several
 
@@ -86,12 +88,16 @@ def build(
     if plan.prefix:
         walk(reader, lambda _report: _LengthChecker(plan), jobs=options.jobs, batch=_BATCH)
     links = sum(isinstance(row, LinkRow) for row in reader.links())
+    contents = reader.contents if options.inline else None
+    if contents is not None:
+        contents.prepare()
     with sink:
         sink.begin(root, top.entries - links)
 
         def builder(report: Report) -> _Builder:
             lookup = LinkLookup(reader) if links else None
-            return _Builder(plan, None if sink.links_in_place else lookup, sink.writer(report.counts, lookup))
+            writer = sink.writer(report.counts, lookup, contents)
+            return _Builder(plan, None if sink.links_in_place else lookup, contents, writer)
 
         if sink.ordered:
             counts = walk_in_order(reader, builder, progress=advance)
@@ -136,10 +142,11 @@ class _LengthChecker:
 class _Builder:
     """Has directories written as they are planned."""
 
-    def __init__(self, plan: Plan, links: LinkLookup | None, writer: Writer) -> None:
-        """`links`: what to leave out."""
+    def __init__(self, plan: Plan, links: LinkLookup | None, contents: Contents | None, writer: Writer) -> None:
+        """`links`: what to leave out. `contents`: of files that are whole."""
         self._plan = plan
         self._links = links
+        self._contents = contents
         self._writer = writer
 
     def visit(self, branch: Branch, entries: Iterator[Recorded]) -> bool:
@@ -149,5 +156,5 @@ class _Builder:
         if links is not None:
             here = (entry for entry in here if not links.is_link(branch.below(entry[0])))
         node = self._plan.directory(branch.name, branch.directory)
-        self._writer.directory(branch.path, node, self._plan.children(branch.path, here))
+        self._writer.directory(branch.path, node, self._plan.children(branch.path, here, self._contents))
         return True

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from mkmeta.codec.dump_lines import CONTENT_MAX
 from mkmeta.codec.metacopy import encode_metacopy
 from mkmeta.digest import ObjectId
 from mkmeta.model import Device, Directory, Inode, Node, RegularFile, Root, Xattrs
 from mkmeta.overlay_xattrs import OPAQUE_VALUE, TRUSTED
-from mkmeta.plan import Plan, PlannedNode
+from mkmeta.plan import NO_CONTENT, ContentIndex, Plan, PlannedNode
 
 WHITEOUT_NAMES: Final = tuple(b"%02x" % number for number in range(256))
 WHITEOUT_MODE: Final = 0o020644
@@ -36,14 +37,16 @@ class ComposefsPlan(Plan):
         """All directories are complete."""
         return PlannedNode(name, directory, directory.xattrs)
 
-    def children(self, path: bytes, entries: Iterable[tuple[bytes, Node]]) -> Iterator[PlannedNode]:
+    def children(
+        self, path: bytes, entries: Iterable[tuple[bytes, Node]], contents: ContentIndex | None = None
+    ) -> Iterator[PlannedNode]:
         """The nodes in the directory at `path`; in the root also those that hide directories of objects."""
         if path:
-            yield from self._children(path + b"/", entries)
+            yield from self._children(path + b"/", entries, contents)
             return
         name = b""
         for _, node in heapq.merge(
-            ((node.name, node) for node in self._children(b"", entries)),
+            ((node.name, node) for node in self._children(b"", entries, contents)),
             ((name, self._whiteout(name)) for name in WHITEOUT_NAMES),
             key=lambda pair: pair[0],
         ):
@@ -51,9 +54,16 @@ class ComposefsPlan(Plan):
                 name = node.name
                 yield node
 
-    def _children(self, prefix: bytes, entries: Iterable[tuple[bytes, Node]]) -> Iterator[PlannedNode]:
+    def _children(
+        self, prefix: bytes, entries: Iterable[tuple[bytes, Node]], contents: ContentIndex | None
+    ) -> Iterator[PlannedNode]:
         for name, inode in entries:
             if isinstance(inode, RegularFile) and inode.size:
+                if contents is not None and inode.size <= CONTENT_MAX:
+                    content = contents.find(inode)
+                    if content != NO_CONTENT:
+                        yield PlannedNode(name, inode, inode.xattrs, content)
+                        continue
                 yield PlannedNode(name, inode, inode.xattrs + redirection(prefix + name, encode_metacopy(inode.verity)))
             else:
                 yield PlannedNode(name, inode, inode.xattrs)

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from mkmeta.codec.metacopy import REDIRECT_MAX, encode_metacopy, encode_redirect
 from mkmeta.digest import ObjectId
 from mkmeta.errors import BuildError, UsageError, printable
 from mkmeta.model import Directory, DirectoryKind, Node, RegularFile, Root, Xattrs
 from mkmeta.overlay_xattrs import OPAQUE_VALUE, OverlayXattrs, overlay_xattrs
+
+NO_CONTENT: Final = -1
 
 
 class PlannedNode(NamedTuple):
@@ -26,6 +28,14 @@ class PlannedNode(NamedTuple):
     name: bytes  # empty for the root of the layer
     inode: Node
     xattrs: Xattrs  # in the order in which they are set; no name twice
+    content: int = NO_CONTENT  # of a file that is whole in the layer: number of its content
+
+
+class ContentIndex(Protocol):
+    """Knows which files may be whole."""
+
+    def find(self, file: RegularFile) -> int:
+        """The number of a file's content; NO_CONTENT."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +70,21 @@ class Plan:
             return PlannedNode(name, directory, directory.xattrs)
         return PlannedNode(name, directory, directory.xattrs + self._opaque)
 
-    def children(self, path: bytes, entries: Iterable[tuple[bytes, Node]]) -> Iterator[PlannedNode]:
-        """The nodes in the directory at `path`. Raises BuildError for a file whose redirect would be too long."""
+    def children(
+        self, path: bytes, entries: Iterable[tuple[bytes, Node]], contents: ContentIndex | None = None
+    ) -> Iterator[PlannedNode]:
+        """The nodes in the directory at `path`. Raises BuildError for a file whose redirect would be too long.
+
+        A file that `contents` has is whole: its data is looked for nowhere else, so that nothing marks it.
+        """
         target = b"/".join(part for part in (self.prefix, path) if part)
         base = b"/" + target + b"/" if target else b"/"
         metacopy_name, redirect_name = self.names.metacopy, self.names.redirect
         for name, inode in entries:
             if type(inode) is RegularFile and inode.size:
+                if contents is not None and (content := contents.find(inode)) != NO_CONTENT:
+                    yield PlannedNode(name, inode, inode.xattrs, content)
+                    continue
                 redirect = base + name
                 if len(redirect) > REDIRECT_MAX:
                     raise BuildError(

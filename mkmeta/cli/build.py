@@ -23,7 +23,7 @@ from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.digest import DIGEST_SIZE, ObjectId
-from mkmeta.errors import ExitCode, UsageError, printable
+from mkmeta.errors import ExitCode, UsageError, human_bytes, printable
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import WORKERS_MAX
 from mkmeta.plan import Plan
@@ -45,7 +45,8 @@ _CONFIG = {
 
 _DESCRIPTION = """\
 Writes the overlayfs layer that a manifest describes: a directory tree of metadata only, to be mounted over the volume
-that was scanned. The layer is written beside DEST, flushed, and appears there by one rename, complete or not at all.
+that was scanned. Files whose content the manifest has (scan --inline) are whole, and compared with their digests. The
+layer is written beside DEST, flushed, and appears there by one rename, complete or not at all.
 
 With --base, files that are just the same in an earlier layer are not written again: both layers have the same inode, by
 a hard link. That saves what a file takes on disk, and shows in link counts; formats/upper.md section 7 has the price.
@@ -148,6 +149,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="leave the manifest's fs-verity digests out of the layer; they matter to mounts with verity= only",
     )
     parser.add_argument(
+        "--no-inline",
+        action="store_true",
+        help="leave the contents that the manifest has out of the layer: all data comes from the volume",
+    )
+    parser.add_argument(
         "-j",
         "--jobs",
         metavar="N",
@@ -167,6 +173,7 @@ def run(args: argparse.Namespace) -> int:
     options = BuildOptions(
         kind=LayerKind.EROFS if args.format == COMPOSEFS else LayerKind(args.format),
         plan=Plan(prefix=args.redirect_prefix.strip(b"/"), userxattr=args.userxattr, verity=not args.no_verity),
+        inline=not args.no_inline,
         expect_id=args.expect_id,
         vouched=args.expect_id is not None,
         base=None if args.base is None else FoundLayer.at(args.base).layer,
@@ -270,7 +277,7 @@ def _result_fields(result: BuildResult) -> dict[str, object]:
         "entries": result.entries,
         "links": result.links,
         "filesystem": result.published.filesystem,
-        **{key: result.counts[key] for key in ("xattr_files", "xattr_bytes", "shared")},
+        **{key: result.counts[key] for key in ("xattr_files", "xattr_bytes", "shared", "inline", "inline_bytes")},
         **({"verity": result.published.verity.hex()} if result.published.verity else {}),
         **({"image_bytes": result.counts["image_bytes"]} if result.published.verity else {}),
         "seconds": round(result.seconds, 3),
@@ -281,7 +288,9 @@ def _note_result(what: str, result: BuildResult, leftovers: tuple[bytes, ...]) -
     _note_leftovers(leftovers)
     links = f", {result.links} of them hard links" if result.links else ""
     shared = f", {result.counts['shared']} shared with the base" if result.counts["shared"] else ""
-    note(f"{what}: {result.entries} entries{links}{shared}, {result.seconds:.1f} s")
+    whole = result.counts["inline"]
+    inside = f", {whole} files of them whole ({human_bytes(result.counts['inline_bytes'])})" if whole else ""
+    note(f"{what}: {result.entries} entries{links}{shared}{inside}, {result.seconds:.1f} s")
     for text in result.published.notes:
         note(f"note: {text}")
 

@@ -105,4 +105,9 @@ def build_composefs(
     """Makes an image of a manifest."""
     plan = ComposefsPlan(top=reader.root.directory)
     sink = ErofsSink(os.fsencode(args.dest), jobs=options.jobs, swap=args.swap, composefs=args.composefs_version or 0)
-    return build(reader, sink, BuildOptions(plan=plan, expect_id=options.expect_id, jobs=options.jobs), progress)
+    return build(
+        reader,
+        sink,
+        BuildOptions(plan=plan, expect_id=options.expect_id, inline=options.inline, jobs=options.jobs),
+        progress,
+    )

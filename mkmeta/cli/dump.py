@@ -11,9 +11,11 @@ from mkmeta.cli.entries import emit_entry, find_entry
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.codec.dump import dump_hard_link, dump_line
+from mkmeta.codec.dump_lines import CONTENT_MAX
 from mkmeta.errors import ExitCode
+from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.model import Directory, HardLinks, LinkRow, Node, PrimaryRow, path_within
+from mkmeta.model import Directory, HardLinks, LinkRow, Node, PrimaryRow, RegularFile, path_within
 from mkmeta.trees.links import FINGERPRINT_BYTES, LinkCollector, Look
 
 _ANY_NLINK = 2**32 - 1  # more than the names of any inode
@@ -24,6 +26,7 @@ its path on the volume, so the text makes a composefs image whose files are redi
 
   mkmeta dump sw.mkm | mkcomposefs --from-file - sw.cfs
 
+Files of at most 5,000 bytes, more no text takes, whose content the manifest has (scan --inline) come with it.
 With PATH, prints PATH, everything below it, and the directories above it.
 """
 
@@ -48,6 +51,9 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     add_manifest_argument(parser)
     parser.add_argument("path", metavar="PATH", nargs="?", default="", help="relative to the root; default: the root")
+    parser.add_argument(
+        "--no-inline", action="store_true", help="say of all files where they are, also of those the manifest has"
+    )
     parser.set_defaults(run=run)
 
 
@@ -59,20 +65,29 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 emit_entry(path, node, row)
             else:
-                print(_line(reader, path, node, row))
+                print(_line(reader, path, node, row, None if args.no_inline else reader.contents))
     return ExitCode.DONE
 
 
-def _line(reader: ManifestReader, path: bytes, node: Node, row: PrimaryRow | LinkRow | None) -> str:
+def _line(
+    reader: ManifestReader, path: bytes, node: Node, row: PrimaryRow | LinkRow | None, contents: Contents | None
+) -> str:
+    content = _content(contents, path, node) if contents is not None and isinstance(node, RegularFile) else None
     match row:
         case PrimaryRow(_, nlink):
-            return dump_line(path, node, nlink=nlink)
+            return dump_line(path, node, nlink=nlink, content=content)
         case LinkRow(_, target):
             return dump_hard_link(path, node, target)
     if not isinstance(node, Directory):
-        return dump_line(path, node, nlink=1)
+        return dump_line(path, node, nlink=1, content=content)
     subdirectories = sum(isinstance(child, Directory) for _, child in reader.entries(node, path))
     return dump_line(path, node, nlink=2 + subdirectories)
+
+
+def _content(contents: Contents, path: bytes, file: RegularFile) -> bytes | None:
+    """The content of a file, if the manifest has it and a text takes it."""
+    number = contents.find(file)
+    return contents.read(number, path) if number >= 0 and file.size <= CONTENT_MAX else None
 
 
 def _rows_joined(reader: ManifestReader, top: bytes) -> Iterator[tuple[bytes, Node, PrimaryRow | LinkRow | None]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import time
 from typing import Any, BinaryIO
@@ -58,6 +59,8 @@ examples:
   mkmeta scan /mnt/sw --select 'grp/*/v*/lib' --select 'tools/**/python' -o sw.mkm
   find-releases | mkmeta scan /mnt/sw --select-from - --digest none -o sw.mkm
   mkmeta scan --config /etc/mkmeta/sw.toml
+  mkmeta scan /mnt/sw --inline 64K -o sw.mkm                                 small files travel in the manifest
+  mkmeta scan /mnt/sw --inline '**/*.py=256K' --inline 'grp/*/doc=0' -o sw.mkm
   mkmeta scan /mnt/sw --base sw.mkm -o sw.mkm                                again: reads what has changed
   mkmeta scan /mnt/sw --base sw.mkm --only grp/paint/v1.2 -o sw.mkm          looks at one release only
 
@@ -127,6 +130,22 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         default=None,
         help="what to compute of file contents: verity,blake3 (the default), verity, blake3 or none. "
         "Each file is read once; none reads no content at all",
+    )
+    what.add_argument(
+        "--inline",
+        metavar="[PATTERN=]SIZE",
+        type=_inline_rule,
+        action="append",
+        default=None,
+        help="take the content of files of at most SIZE bytes (64K, 1M; up to 4M) into the manifest: layers hold them "
+        "whole, so that opening and reading them asks the volume nothing. With a PATTERN, of what it matches and of "
+        "all below; the last rule that matches counts, 0 takes nothing. May be given many times; default: none",
+    )
+    what.add_argument(
+        "--inline-private",
+        action="store_true",
+        help="with --inline: also of files that not everybody may read. Without, they are left out, for whoever can "
+        "read a manifest, or an image made of it, can read all contents in it, whatever modes say",
     )
     again = parser.add_argument_group("scanning again")
     again.add_argument(
@@ -204,6 +223,12 @@ def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptio
     hard_links = HardLinks(args.hard_links) if args.hard_links else HardLinks.SUBTREE
     if base is not None and args.hard_links is None:
         hard_links = base.info.hard_links
+    inline = tuple(args.inline or ())
+    inline_all = args.inline_private
+    if args.inline is None and base is not None:
+        inline, inline_all = base.info.inline, inline_all or base.info.inline_all
+    if args.inline_private and not inline:
+        raise UsageError("--inline-private goes with --inline")
     if base is not None:
         given = {name: value or getattr(base.info, name) for name, value in given.items()}
         digests = tuple(base.root.digests) if digests is None else digests
@@ -212,6 +237,8 @@ def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptio
         **given,
         digests=tuple(DigestName) if digests is None else digests,
         hard_links=hard_links,
+        inline=inline,
+        inline_all=inline_all,
         workers=args.jobs,
         on_error=OnError(args.on_error),
         base=base,
@@ -312,6 +339,14 @@ def _digests(text: str) -> tuple[DigestName, ...]:
     if not names <= set(DigestName):
         raise argparse.ArgumentTypeError(f"{text!r}: use verity,blake3, verity, blake3 or none")
     return tuple(name for name in DigestName if name in names)
+
+
+def _inline_rule(text: str) -> tuple[bytes, int]:
+    pattern, _, size = text.rpartition("=")
+    match = re.fullmatch(r"([0-9]{1,12})([KM]?)", size)
+    if match is None or (text != size and not pattern):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither SIZE nor PATTERN=SIZE, where SIZE is as 16K or 1M")
+    return os.fsencode(pattern), int(match[1]) << {"": 0, "K": 10, "M": 20}[match[2]]
 
 
 def _jobs(text: str) -> int:

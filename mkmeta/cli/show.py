@@ -12,8 +12,9 @@ from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.output import emit, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, human_bytes, printable
-from mkmeta.manifest.check import check
+from mkmeta.manifest.check import check_all
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.manifest.writer import INSIDE_BYTES, INSIDE_FILES
 from mkmeta.model import Directory, DirectoryKind, Node, type_name
 
 _ROWS: Final = 12  # of each list, so that the page stays one
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Shows."""
     with open_manifest(args.manifest) as reader:
         if args.check:
-            check(reader)
+            check_all(reader)
         if args.json:
             _emit(reader, args.check)
         else:
@@ -89,6 +90,8 @@ def _page(reader: ManifestReader, checked: bool, rows: int | None) -> Iterator[s
         shown = f"{count:,} ({human_bytes(count)})" if name == "bytes" else f"{count:,}"
         if count:
             yield f"  {printable(name.encode()):<14} {shown}"
+    if reader.contents is not None:
+        yield f"contents   {_inside(reader)}"
     yield f"hard links {'yes' if root.links else 'none'}"
     yield f"facts      {'yes: the next scan can build on it' if reader.facts_place else 'none'}"
     if checked:
@@ -100,6 +103,20 @@ def _page(reader: ManifestReader, checked: bool, rows: int | None) -> Iterator[s
     )
     left_out = (f"{printable(path)}: {printable(reason.encode())}" for path, reason in info.left_out)
     yield from _list("left out", left_out, len(info.left_out), rows)
+
+
+def _inside(reader: ManifestReader) -> str:
+    """How much need not be asked for, as the writer counted it."""
+    counts = reader.info.counts
+    files, size = counts.get(INSIDE_FILES, 0), counts.get(INSIDE_BYTES, 0)
+    of_files, of_bytes = (
+        f"{100 * part // whole} %" if whole else "none"
+        for part, whole in ((files, counts.get("files", 0)), (size, counts.get("bytes", 0)))
+    )
+    return (
+        f"{files:,} files are whole in layers ({human_bytes(size)}): {of_files} of all files, as far as these are "
+        f"opened, {of_bytes} of their bytes"
+    )
 
 
 def _subtree(path: bytes, node: Node) -> str:
@@ -130,6 +147,8 @@ def _emit(reader: ManifestReader, checked: bool) -> None:
         hide=[path_fields(pattern, "pattern") for pattern in info.hide],
         hard_links=root.links is not None,
         facts=reader.facts_place is not None,
+        contents=None if reader.contents is None else len(reader.contents),
+        inline=[{**path_fields(pattern, "pattern"), "size": size} for pattern, size in info.inline],
         checked=checked,
     )
     found = 0

@@ -1,4 +1,4 @@
-"""The fixed tables of a manifest file: header, frame table rows, object table rows, footer.
+"""The fixed tables of a manifest file: header, rows of the frame, object and content tables, footer.
 
 The layout is that of formats/manifest.md section 2.
 """
@@ -17,11 +17,15 @@ END_MAGIC: Final = MAGIC[::-1]
 VERSION: Final = 1
 FRAME_TARGET: Final = 256 << 10  # bytes a writer puts in a frame before it closes it; a longer object has its own
 FRAME_SIZE_MAX: Final = 4 << 20  # bytes, decompressed
+CONTENT_SIZE_MAX: Final = FRAME_SIZE_MAX  # bytes of a file whose content is in the manifest: a frame holds all of it
+HAS_CONTENTS: Final = 1  # compat flag: there is a content table
 FRAME_COMPRESSED_MAX: Final = FRAME_SIZE_MAX + (64 << 10)  # bytes in the file: what zstd makes of incompressible ones
 
 HEADER = struct.Struct("<8sIIII8s")
 FRAME_ROW = struct.Struct("<QII")
 OBJECT_ROW = struct.Struct("<32sIII")
+CONTENT_ROW = struct.Struct("<32sIII")
+CONTENT_TRAILER = struct.Struct("<QII")
 FOOTER = struct.Struct("<QIIQQ32sIIIIII8s")
 
 
@@ -31,6 +35,13 @@ class FrameRow(NamedTuple):
     offset: int
     compressed: int  # bytes in the file
     size: int  # bytes, decompressed
+
+
+class ContentTrailer(NamedTuple):
+    """What follows the content table."""
+
+    rows: int
+    first_frame: int  # number of the first frame that holds contents; it and all after it hold nothing else
 
 
 class Location(NamedTuple):
@@ -69,22 +80,35 @@ class Footer:
         )
 
 
-def encode_header() -> bytes:
+def encode_header(*, contents: bool = False) -> bytes:
     """The header's bytes."""
-    return HEADER.pack(MAGIC, VERSION, 0, 0, 0, bytes(8))
+    return HEADER.pack(MAGIC, VERSION, HAS_CONTENTS if contents else 0, 0, 0, bytes(8))
 
 
-def check_header(data: bytes) -> None:
-    """Raises FormatError unless `data`, the first 32 bytes of a file, begins a manifest this code can read."""
+def check_header(data: bytes) -> int:
+    """The compat flags, from the first 32 bytes of a file. Raises FormatError unless the rest can be read."""
     if len(data) < HEADER.size or data[:8] != MAGIC:
         _fail("header", "this is not a mkmeta manifest (wrong magic)")
-    _, version, _compat, _ro_compat, incompat, reserved = HEADER.unpack(data)
+    _, version, compat, _ro_compat, incompat, reserved = HEADER.unpack(data)
     if version != VERSION:
         _fail("header", f"version {version}, this mkmeta reads version {VERSION}")
     if incompat:
         _fail("header", f"incompat flags {incompat:#x} of a newer mkmeta")
     if any(reserved):
         _fail("header", "reserved bytes are not zero")
+    return int(compat)
+
+
+def decode_content_trailer(data: bytes, footer: Footer) -> ContentTrailer:
+    """The 16 bytes before the frame table, checked against the footer."""
+    rows, first_frame, zero = CONTENT_TRAILER.unpack(data)
+    if zero:
+        _fail("content table", "reserved bytes are not zero")
+    if rows * CONTENT_ROW.size > footer.frame_table - HEADER.size - CONTENT_TRAILER.size:
+        _fail("content table", "begins before the file's frames")
+    if first_frame > footer.frames:
+        _fail("content table", f"its first frame is {first_frame} of {footer.frames}")
+    return ContentTrailer(rows, first_frame)
 
 
 def decode_footer(data: bytes, file_size: int) -> Footer:

@@ -18,16 +18,17 @@ _UNSAFE: Final = re.compile(rb"[^\x21-\x5b\x5d-\x7e]")  # everything but the pri
 _UNSAFE_XATTR: Final = re.compile(rb"[^\x21-\x3c\x3e-\x5b\x5d-\x7e]")  # the same, and "="
 
 
-def dump_line(path: bytes, node: Node, *, nlink: int) -> str:
+def dump_line(path: bytes, node: Node, *, nlink: int, content: bytes | None = None) -> str:
     """The line of the entry at `path` (empty: the root), without its newline.
 
-    A file with content has its own path, from the root, as payload: there the content is on the volume. The digest is
-    the fs-verity digest. `nlink` is a directory's count of subdirectories plus two, or the names of an inode.
+    With `content`, a file has that, and nothing else. One whose content is on the volume has its own path there, from
+    the root, as payload. The digest is the fs-verity digest. `nlink` is a directory's count of subdirectories plus two,
+    or the names of an inode.
     """
     size = node.size if isinstance(node, RegularFile) else len(node.target) if isinstance(node, Symlink) else 0
     payload = digest = _ABSENT
     match node:
-        case RegularFile(size=size) if size:
+        case RegularFile(size=size) if size and content is None:
             payload = _escape_optional(path)
             digest = node.verity.hex() if node.verity else _ABSENT
         case Symlink(target=target):
@@ -36,7 +37,7 @@ def dump_line(path: bytes, node: Node, *, nlink: int) -> str:
     seconds, nanoseconds = divmod(node.mtime_ns, NS)
     line = (
         f"/{_escape(path)} {size} {node.mode:o} {nlink} {node.uid} {node.gid} {rdev} {seconds}.{nanoseconds} "
-        f"{payload} {_ABSENT} {digest}"
+        f"{payload} {_ABSENT if content is None else _escape_optional(content)} {digest}"
     )
     for name, value in node.xattrs:
         line += f" {_escape(name, _UNSAFE_XATTR)}={_escape(value, _UNSAFE_XATTR)}"

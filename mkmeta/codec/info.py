@@ -16,6 +16,8 @@ ROWS_MAX: Final = 65_536  # of each array: what a row costs a reader is some 50 
 _COUNTS_MAX: Final = 4096
 _ROOT_MAX: Final = 4095  # bytes; PATH_MAX less its NUL
 
+_OPTIONAL: Final = frozenset({"drop_xattrs", "inline", "inline_all", "hard_links"})
+
 _T = TypeVar("_T")
 
 
@@ -29,6 +31,8 @@ class Info:
     select: tuple[bytes, ...] = ()
     hide: tuple[bytes, ...] = ()
     drop_xattrs: tuple[bytes, ...] = ()  # optional in the record
+    inline: tuple[tuple[bytes, int], ...] = ()  # (pattern, bytes), optional in the record
+    inline_all: bool = False  # optional in the record
     hard_links: HardLinks = HardLinks.SUBTREE  # optional in the record
     left_out: tuple[tuple[bytes, str], ...] = ()  # (path, reason)
     counts: dict[str, int] = field(default_factory=dict)
@@ -44,6 +48,8 @@ def encode_info(info: Info) -> bytes:
             "select": list(info.select),
             "hide": list(info.hide),
             **({"drop_xattrs": list(info.drop_xattrs)} if info.drop_xattrs else {}),
+            **({"inline": [list(item) for item in info.inline]} if info.inline else {}),
+            **({"inline_all": 1} if info.inline_all else {}),
             **({"hard_links": str(info.hard_links)} if info.hard_links is not HardLinks.SUBTREE else {}),
             "left_out": [list(item) for item in info.left_out],
             "counts": {name: min(count, COUNT_MAX) for name, count in info.counts.items()},
@@ -69,7 +75,7 @@ def decode_info(data: bytes) -> Info:
         record.end()
     except PackingError as error:
         raise FormatError(f"info record: not valid msgpack: {error}") from None
-    for key in _READERS.keys() - {"drop_xattrs", "hard_links"}:
+    for key in _READERS.keys() - _OPTIONAL:
         if key not in fields:
             raise FormatError(f"info record: {key!r} is missing")
     return Info(**fields)
@@ -115,6 +121,23 @@ def _left_out(record: RecordUnpacker, key: str) -> tuple[tuple[bytes, str], ...]
     return tuple(rows)
 
 
+def _inline(record: RecordUnpacker, key: str) -> tuple[tuple[bytes, int], ...]:
+    rows = []
+    for row in _rows(record, key):
+        match row:
+            case [bytes(pattern), int(size)] if type(size) is int and size >= 0:
+                rows.append((pattern, size))
+            case _:
+                raise FormatError(f"info record: bad row in {key!r}")
+    return tuple(rows)
+
+
+def _inline_all(record: RecordUnpacker, key: str) -> bool:
+    if _typed(record.value(), int, key) != 1:
+        raise FormatError(f"info record: {key!r} is not 1")
+    return True
+
+
 def _counts(record: RecordUnpacker, key: str) -> dict[str, int]:
     pairs = record.map()
     if pairs > _COUNTS_MAX:
@@ -135,6 +158,8 @@ _READERS: dict[str, Callable[[RecordUnpacker, str], object]] = {
     "select": _byte_strings,
     "hide": _byte_strings,
     "drop_xattrs": _byte_strings,
+    "inline": _inline,
+    "inline_all": _inline_all,
     "hard_links": _hard_links,
     "left_out": _left_out,
     "counts": _counts,

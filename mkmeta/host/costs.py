@@ -19,6 +19,7 @@ class Served(StrEnum):
     """How a path is served: all that, with the profile, decides what it costs."""
 
     FILE = "file"  # recorded, with data on the volume
+    WHOLE = "whole"  # recorded, with its data in the layer
     LEAF = "leaf"  # recorded, and nothing of it is on the volume: empty file, symlink, fifo, socket, device
     COMPLETE = "complete"  # a directory that was recorded completely
     SKELETON = "skeleton"  # a directory of which a part was selected
@@ -55,6 +56,7 @@ _WAY = "LOOKUP once for each of {names} names, GETATTR when that times out"
 
 _PLAIN: Final = {
     Served.FILE: Costs(_ONCE, _ONCE, None, _OPEN),
+    Served.WHOLE: Costs(_ONCE, _ONCE, None, _OPEN),
     Served.LEAF: Costs(_ONCE, _ONCE),
     Served.COMPLETE: Costs(_ONCE, _ONCE, _LIST),
     Served.SKELETON: Costs(_ONCE, _ONCE, _LIST),
@@ -63,6 +65,7 @@ _PLAIN: Final = {
 }
 _MERGE: Final = {
     Served.FILE: Costs(_ONCE, _ONCE, None, _OPEN_LOOKED_UP),
+    Served.WHOLE: Costs(LOCAL, LOCAL, None, LOCAL),
     Served.LEAF: Costs(LOCAL, LOCAL),
     Served.COMPLETE: Costs(LOCAL, LOCAL, LOCAL),
     Served.SKELETON: Costs(_ONCE, _ONCE, _LIST),

@@ -6,7 +6,8 @@ The expanded tree is read, by several processes where it is large. Memory is tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import repeat
 from multiprocessing.connection import Connection
@@ -15,12 +16,17 @@ from typing import Final, NamedTuple
 from mkmeta.codec.container import Location
 from mkmeta.codec.facts import COUNT_MAX, PageFacts
 from mkmeta.codec.objects import Examined, element_count, examine_page, is_divided
+from mkmeta.digest import ContentDigest
 from mkmeta.errors import FormatError
+from mkmeta.manifest.content_walk import visit_files
+from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.cursor import Cursor, Page, check_facts, directory_at, facts_of, without_xattrs
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import PATH_LIMIT, Counts, Directory, DirectoryKind
 from mkmeta.workers import WorkerPool, messages
 
+_PLACE = struct.Struct(">III")  # of a content: sorts as bytes do
 _ALONE: Final = 20_000  # entries that are read faster than other processes are started
 _SHARE: Final = 5_000  # entries that are given to a process at once
 _COUNTED: Final = Counts._fields[: Counts._fields.index("hidden")]  # what the tree itself tells
@@ -44,8 +50,16 @@ class _Level:
     entries: int = 0  # in the batch
 
 
+def check_all(reader: ManifestReader, *, jobs: int = 1) -> None:
+    """Reads everything that can be read, contents of files too; raises FormatError at the first flaw."""
+    check(reader, jobs=jobs)
+    check_contents(reader)
+    if reader.contents is not None:
+        _check_owners(reader, reader.contents)
+
+
 def check(reader: ManifestReader, *, jobs: int = 1, adopted: int = 0) -> None:
-    """Reads everything that can be read; raises FormatError at the first flaw.
+    """Reads the tree and all that is beside it but contents; raises FormatError at the first flaw.
 
     `adopted`: directories whose objects are in so many first frames are taken for valid, with what is below them.
     """
@@ -59,6 +73,36 @@ def check(reader: ManifestReader, *, jobs: int = 1, adopted: int = 0) -> None:
         _compare("info record", reader.info.counts, counted)
     _ = reader.info
     reader.check_links()
+
+
+def check_contents(reader: ManifestReader, frames: Collection[int] | None = None) -> None:
+    """Compares contents with their names, in some frames or in all. Raises FormatError, MkmetaError."""
+    contents = reader.contents
+    if contents is None:
+        return
+    with ExternalSorter() as places:
+        for name, *place in contents.table:
+            if frames is None or place[0] in frames:
+                places.add(_PLACE.pack(*place) + name)
+        for record in places:
+            name = ContentDigest(record[_PLACE.size :])
+            contents.checked(name, Location(*_PLACE.unpack_from(record)))
+
+
+def _check_owners(reader: ManifestReader, contents: Contents) -> None:
+    """Raises FormatError unless each content is a file's."""
+    marks = bytearray(len(contents))
+
+    def take(digest: bytes, size: int) -> None:
+        number = contents.find_bytes(digest, size)
+        if number >= 0:
+            marks[number] = 1
+
+    visit_files(reader, take, public=False)
+    number = marks.find(0)
+    if number >= 0:
+        name, *_ = contents.table.row(number)
+        raise FormatError(f"content {name.hex()[:16]}: no file has it, with this size")
 
 
 def examine(reader: ManifestReader, top: Below, adopted: int = 0) -> Counts | None:

@@ -20,15 +20,19 @@ import zstandard
 from blake3 import blake3
 
 from mkmeta.codec.container import (
+    CONTENT_ROW,
+    CONTENT_TRAILER,
     FOOTER,
     FRAME_ROW,
     FRAME_SIZE_MAX,
+    HAS_CONTENTS,
     HEADER,
     OBJECT_ROW,
     Footer,
     FrameRow,
     Location,
     check_header,
+    decode_content_trailer,
     decode_footer,
     decode_frame_row,
 )
@@ -55,6 +59,7 @@ from mkmeta.codec.objects import (
 )
 from mkmeta.digest import DIGEST_SIZE, ObjectId, ObjectKind
 from mkmeta.errors import FormatError, MkmetaError, printable, reason
+from mkmeta.manifest.contents import Contents, ContentTable
 from mkmeta.manifest.cursor import Cursor, Entries, Held, Page, Recorded, RecordedEntries, directory_at, facts_of
 from mkmeta.manifest.link_check import check_groups
 from mkmeta.manifest.sorter import ExternalSorter
@@ -99,10 +104,21 @@ class ManifestReader:
         self.cursors = Held()
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=FRAME_SIZE_MAX)
         size = os.fstat(fd).st_size
-        check_header(os.pread(fd, HEADER.size, 0))
+        flags = check_header(os.pread(fd, HEADER.size, 0))
         if size < HEADER.size + FOOTER.size:
             raise FormatError("footer: missing: the file was cut or not completely written")
         self._footer: Footer = decode_footer(os.pread(fd, FOOTER.size, size - FOOTER.size), size)
+        self.contents: Contents | None = self._read_contents() if flags & HAS_CONTENTS else None
+        # Frames from here on hold contents
+        self._object_frames = self._footer.frames if self.contents is None else self.contents.first_frame
+
+    def _read_contents(self) -> Contents:
+        start = self._footer.frame_table - CONTENT_TRAILER.size
+        if start < HEADER.size:
+            raise FormatError("content table: there is none, and the header has its flag")
+        trailer = decode_content_trailer(self._pread(CONTENT_TRAILER.size, start, "content table"), self._footer)
+        offset = start - trailer.rows * CONTENT_ROW.size
+        return Contents(self, ContentTable(self._fd, offset, trailer.rows), trailer)
 
     @classmethod
     def open(cls, path: bytes | str) -> Self:
@@ -247,10 +263,18 @@ class ManifestReader:
     @property
     def size(self) -> int:
         """Bytes of the file that hold objects and records, whether the tree needs them or not."""
-        return self._footer.frame_table
+        if self.contents is None:
+            return self._footer.frame_table
+        frames = sum(self._frame_row(number).compressed for number in range(self._object_frames, self._footer.frames))
+        return self._footer.frame_table - frames - len(self.contents) * CONTENT_ROW.size - CONTENT_TRAILER.size
 
-    def frames(self) -> Iterator[tuple[FrameRow, bytes]]:
-        """Every frame as it is in the file, compressed, when all objects in it have been found undamaged.
+    def raw_frame(self, number: int) -> tuple[bytes, int]:
+        """A frame as it is in the file, compressed, and its size. Raises FormatError."""
+        row = self._frame_row(number)
+        return self._pread(row.compressed, row.offset, f"frame {number}"), row.size
+
+    def frames(self) -> Iterator[tuple[bytes, int]]:
+        """Every frame of objects as `raw_frame`, when all objects in it have been found undamaged.
 
         Raises FormatError at the first that is not, or not where the object table says.
         """
@@ -264,7 +288,7 @@ class ManifestReader:
                 places.add(_PLACE.pack(frame, offset, length) + object_id)
             rows = iter(places)
             place = next(rows, None)
-            for number in range(self._footer.frames):
+            for number in range(self._object_frames):
                 data = self._read_frame(number, f"frame {number}")
                 while place is not None and _PLACE.unpack_from(place)[0] == number:
                     _, offset, length = _PLACE.unpack_from(place)
@@ -272,8 +296,7 @@ class ManifestReader:
                     if len(content) != length or not any(kind.id_of(content) == object_id for kind in ObjectKind):
                         raise FormatError(f"frame {number}: object {object_id.hex()[:16]} is damaged")
                     place = next(rows, None)
-                row = self._frame_row(number)
-                yield row, self._pread(row.compressed, row.offset, f"frame {number}")
+                yield self.raw_frame(number)
             if place is not None:
                 raise FormatError("object table: names a frame that does not exist")
 
@@ -398,6 +421,11 @@ class ManifestReader:
             if any(a >= b for a, b in pairwise(ids)):
                 raise FormatError("object table: not sorted")
             previous = ids[-1]
+        previous = b""
+        for name, *_ in self.contents.table if self.contents is not None else ():
+            if name <= previous:
+                raise FormatError("content table: not sorted")
+            previous = name
 
     # --- below: from IDs and places to bytes ---
 
@@ -421,7 +449,28 @@ class ManifestReader:
         return data
 
     def _place_of(self, object_id: ObjectId, where: str) -> Location:
-        """Binary search in the object table, by pages; IDs are spread evenly, so that the first guess is near."""
+        """Where an object is."""
+        number, at = self._find_row(object_id, where)
+        _, frame, offset, length = OBJECT_ROW.unpack_from(self._table_part(number), at)
+        if length > OBJECT_SIZE_MAX:
+            raise FormatError(f"{where}: object of {length} bytes, more than the limit of {OBJECT_SIZE_MAX}")
+        return Location(frame, offset, length)
+
+    def object_number(self, object_id: ObjectId, where: str) -> int:
+        """The number of an object's row in the object table. Raises FormatError."""
+        number, at = self._find_row(object_id, where)
+        return number * _TABLE_ROWS + at // OBJECT_ROW.size
+
+    @property
+    def objects(self) -> int:
+        """How many rows the object table has."""
+        return self._footer.objects
+
+    def _find_row(self, object_id: ObjectId, where: str) -> tuple[int, int]:
+        """The part of the object table that has an object's row, and where in it.
+
+        Binary search, by pages; IDs are spread evenly, so that the first guess is near.
+        """
         low, high = 0, (self._footer.objects + _TABLE_ROWS - 1) // _TABLE_ROWS
         middle, step = int.from_bytes(object_id[:8], "big") * high >> 64, 1
         while low + 1 < high:
@@ -438,10 +487,7 @@ class ManifestReader:
             at = part.find(object_id, at + 1)
         if at < 0:
             raise FormatError(f"{where}: object {object_id.hex()[:16]} is not in the file")
-        _, frame, offset, length = OBJECT_ROW.unpack_from(part, at)
-        if length > OBJECT_SIZE_MAX:
-            raise FormatError(f"{where}: object of {length} bytes, more than the limit of {OBJECT_SIZE_MAX}")
-        return Location(frame, offset, length)
+        return low, at
 
     def _read_table_part(self, number: int) -> bytes:
         rows = min(_TABLE_ROWS, self._footer.objects - number * _TABLE_ROWS)
@@ -449,6 +495,12 @@ class ManifestReader:
         return self._pread(rows * OBJECT_ROW.size, offset, "object table")
 
     def _read(self, place: Location, where: str) -> bytes:
+        """The bytes of an object or record."""
+        if self._object_frames <= place.frame < self._footer.frames:
+            raise FormatError(f"{where}: in frame {place.frame}, which is for contents")
+        return self._at(place, where)
+
+    def _at(self, place: Location, where: str) -> bytes:
         """The bytes at a place, from the cached frame if there is one."""
         frame = self._frames.get(place.frame)
         if frame is None:
@@ -462,6 +514,10 @@ class ManifestReader:
         if place.offset + place.length > len(frame):
             raise FormatError(f"{where}: reaches beyond the end of frame {place.frame}")
         return frame[place.offset : place.offset + place.length]
+
+    def content_at(self, place: Location, where: str) -> bytes:
+        """What is at a place in a content frame. Raises FormatError."""
+        return self._at(place, where)
 
     def _read_frame(self, number: int, where: str) -> bytes:
         if number >= self._footer.frames:

@@ -5,6 +5,7 @@ The layout is that of formats/manifest.md section 2.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from typing import BinaryIO, Final, Self
@@ -12,6 +13,7 @@ from typing import BinaryIO, Final, Self
 import zstandard
 
 from mkmeta.codec.container import (
+    CONTENT_TRAILER,
     FRAME_ROW,
     FRAME_TARGET,
     OBJECT_ROW,
@@ -31,12 +33,16 @@ from mkmeta.codec.objects import (
 )
 from mkmeta.digest import DIGEST_SIZE, ObjectId, ObjectKind
 from mkmeta.errors import FormatError, MkmetaError
-from mkmeta.manifest.check import check
+from mkmeta.manifest.check import check, check_contents
+from mkmeta.manifest.content_walk import Totals
+from mkmeta.manifest.content_writer import ContentFrame, ContentWriter
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import LinkRow, PrimaryRow, Root
 
 COMPRESSION_LEVEL: Final = 3  # digests do not compress: higher levels cost time and save next to nothing
+INSIDE_FILES: Final = "inline_files"  # among the counts of an info record
+INSIDE_BYTES: Final = "inline_bytes"
 _RECENT_SLOTS = 1 << 16  # objects remembered to store equal directories once; a forgotten one is stored again
 
 
@@ -47,8 +53,10 @@ class ManifestWriter:
     without `finish` leaves a stream that no reader accepts.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, contents: ContentWriter | None = None) -> None:
+        """`contents`: what is to collect contents of files; None: there are none."""
         self._stream = stream
+        self._contents = contents
         self._position = 0
         self._frames: list[FrameRow] = []
         self._adopted = 0  # frames
@@ -57,23 +65,25 @@ class ManifestWriter:
         self._compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True)
         self._objects = _OpenFrame(self)  # apart from the records: each sort compresses best with its own
         self._records = _OpenFrame(self)
-        self._write(encode_header())
+        self.write(encode_header(contents=contents is not None))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *args: object) -> None:
         self._table.__exit__(*args)
+        if self._contents is not None:
+            self._contents.__exit__(*args)
 
     def adopt(self, reader: ManifestReader) -> None:
-        """Takes over everything another manifest holds, compressed as it is; places in it are places here.
+        """Takes over all objects and records of another manifest, compressed as it is; places in it are places here.
 
         Only as the first thing a writer does. Raises FormatError when the other is damaged.
         """
         assert not self._frames
-        for row, data in reader.frames():
-            self._frames.append(FrameRow(self._position, row.compressed, row.size))
-            self._write(data)
+        for data, size in reader.frames():
+            self._frames.append(FrameRow(self._position, len(data), size))
+            self.write(data)
         self._adopted = len(self._frames)
         for record in reader.object_rows():
             self._table.add(record)
@@ -81,9 +91,14 @@ class ManifestWriter:
             self._recent[int.from_bytes(object_id[:4], "little") % _RECENT_SLOTS] = object_id
 
     @property
-    def size(self) -> int:
+    def position(self) -> int:
         """Bytes written so far."""
         return self._position
+
+    @property
+    def size(self) -> int:
+        """Of them, those of objects and records."""
+        return self._position - (self._contents.frame_bytes if self._contents is not None else 0)
 
     def add(self, kind: ObjectKind, data: bytes) -> ObjectId:
         """Stores an object and returns its ID."""
@@ -100,6 +115,11 @@ class ManifestWriter:
             return
         self._recent[slot] = object_id
         self._table.add(OBJECT_ROW.pack(object_id, *self._objects.add(data)))
+
+    def add_contents(self, frame: ContentFrame) -> None:
+        """Stores contents of files. Those that no file turns out to have will not be found."""
+        assert self._contents is not None
+        self._contents.add(self, frame)
 
     def add_facts(self, data: bytes) -> Location:
         """Stores a facts record and returns its place."""
@@ -124,16 +144,41 @@ class ManifestWriter:
     def finish(self, root: Root, info: Info, facts: Location | None) -> ObjectId:
         """Writes everything that is still missing and returns the manifest ID."""
         manifest_id = self.add(ObjectKind.ROOT, encode_root(root))
-        info_data = encode_info(info)
-        longest = max(map(len, (info.select, info.hide, info.drop_xattrs, info.left_out)))
-        if len(info_data) > INFO_SIZE_MAX or longest > ROWS_MAX:
-            raise MkmetaError("too many patterns and left-out subtrees to record", hint="select fewer subtrees")
-        info_place = self._records.add(info_data)
+        if self._contents is not None:
+            self._objects.close()
+            self._records.close()
+            totals = self._choose(self._contents, manifest_id)
+            self._contents.copy(self)
+            counts = info.counts | {INSIDE_FILES: totals.files, INSIDE_BYTES: totals.size}
+            info = dataclasses.replace(info, counts=counts)
+        info_place = self._records.add(_encoded(info))
         self._objects.close()
         self._records.close()
+        if self._contents is not None:
+            self._contents.write_table(self, len(self._frames))
+            self._frames += self._contents.frames
+        self._write_tables(manifest_id, info_place, facts)
+        return manifest_id
+
+    def _choose(self, contents: ContentWriter, manifest_id: ObjectId) -> Totals:
+        """Has the tree, which is complete, looked through for files with contents: by a reader, for which it gets
+        tables, that are taken away again.
+        """
+        end = self._position
+        self.write(CONTENT_TRAILER.pack(0, len(self._frames), 0))
+        self._write_tables(manifest_id, Location(0, 0, 0), None)
+        self._stream.flush()
+        with ManifestReader(os.dup(self._stream.fileno())) as tree:
+            totals = contents.choose(tree)
+        self._stream.seek(end)
+        self._stream.truncate()
+        self._position = end
+        return totals
+
+    def _write_tables(self, manifest_id: ObjectId, info: Location, facts: Location | None) -> None:
         frame_table = self._position
         for row in self._frames:
-            self._write(FRAME_ROW.pack(*row))
+            self.write(FRAME_ROW.pack(*row))
         object_table = self._position
         objects = 0
         previous = b""
@@ -141,18 +186,17 @@ class ManifestWriter:
             if record[:32] != previous:
                 previous = record[:32]
                 objects += 1
-                self._write(record)
+                self.write(record)
         footer = Footer(
             frame_table=frame_table,
             frames=len(self._frames),
             object_table=object_table,
             objects=objects,
             manifest_id=manifest_id,
-            info=info_place,
+            info=info,
             facts=facts,
         )
-        self._write(footer.encode())
-        return manifest_id
+        self.write(footer.encode())
 
     def check(self, *, jobs: int = 1) -> None:
         """Reads back what was written, once it is finished, by the rules of readers. What was taken over was found
@@ -162,6 +206,8 @@ class ManifestWriter:
         with ManifestReader(os.dup(self._stream.fileno())) as reader:
             try:
                 check(reader, jobs=jobs, adopted=self._adopted)
+                if self._contents is not None:
+                    check_contents(reader, self._contents.packed)
             except FormatError as error:
                 hint = "nothing was put in place; this is a fault of mkmeta, or of the disk: please report it"
                 raise MkmetaError(f"what was written is not a valid manifest: {error}", hint=hint) from None
@@ -175,9 +221,9 @@ class ManifestWriter:
         """Compresses and writes a frame."""
         compressed = self._compressor.compress(data)
         self._frames[number] = FrameRow(self._position, len(compressed), len(data))
-        self._write(compressed)
+        self.write(compressed)
 
-    def _write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> None:
         self._stream.write(data)
         self._position += len(data)
 
@@ -206,3 +252,12 @@ class _OpenFrame:
             self._writer.write_frame(self._number, b"".join(self._pieces))
             self._pieces = []
             self._size = 0
+
+
+def _encoded(info: Info) -> bytes:
+    """An info record. Raises MkmetaError when it is too long."""
+    data = encode_info(info)
+    longest = max(map(len, (info.select, info.hide, info.drop_xattrs, info.left_out, info.inline)))
+    if len(data) > INFO_SIZE_MAX or longest > ROWS_MAX:
+        raise MkmetaError("too many patterns and left-out subtrees to record", hint="select fewer subtrees")
+    return data

@@ -43,6 +43,7 @@ COMPACT: Final = "compact_bytes"  # among the counts of an info record
 # Places in a packed entry (formats/manifest.md section 3.1)
 NAME, MODE, UID, GID, SEC, NSEC, SIZE = range(7)  # SIZE: of a file; where other types have what is theirs
 CHILDREN, _ENTRIES, KIND = 6, 7, 8
+BLAKE3, _VERITY, XATTRS = 7, 8, 9  # of a file
 
 Row = list[Any]  # an unpacked entry
 _name = itemgetter(NAME)

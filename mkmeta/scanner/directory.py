@@ -21,10 +21,11 @@ from mkmeta.linux.syscalls import open_beneath
 from mkmeta.model import DirectoryKind
 from mkmeta.pattern import State
 from mkmeta.scanner.base import BaseDirectory, RecordedDirectory, head_and_tail
-from mkmeta.scanner.entry import MOUNT_POINT, EntryReader, twice
+from mkmeta.scanner.entry import ACCESS_ACL, MOUNT_POINT, EntryReader, twice
 from mkmeta.scanner.gathering import Gathering
+from mkmeta.scanner.inlining import Inline
 from mkmeta.scanner.inside import Inside, is_linked
-from mkmeta.scanner.looking import change_directory, failure, fstat, is_transient, listdir, look, same
+from mkmeta.scanner.looking import change_directory, failure, fstat, has_acls, is_transient, listdir, look, same
 from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
 from mkmeta.scanner.sharing import Company, Pace, Shared
 from mkmeta.scanner.skeleton import Names, OnTheWay, Skeleton
@@ -55,6 +56,7 @@ class DirectoryReader(EntryReader):
         super().__init__(rules)
         self.company: Company | None = None  # other lanes, if there can be any
         self.pace = Pace()
+        self.has_acls = rules.inlining is not None and has_acls(rules.root_fd)
 
     def read_directory(
         self,
@@ -64,11 +66,12 @@ class DirectoryReader(EntryReader):
         hide: State,
         base: BaseDirectory | None = None,
         only: State | None = None,
+        inline: Inline | None = None,
     ) -> Reading:
         """The directory at `path`. Raises Unfaithful, FormatError when the base is damaged, and MkmetaError when there
         is no room for temporary files.
         """
-        return twice(lambda: self._read_directory(path, kind, select, hide, base, only))
+        return twice(lambda: self._read_directory(path, kind, select, hide, base, only, inline))
 
     def read_file(self, path: bytes) -> Reading:
         """The large file at `path`. Raises Unfaithful."""
@@ -82,6 +85,7 @@ class DirectoryReader(EntryReader):
         hide: State,
         base: BaseDirectory | None,
         only: State | None,
+        inline: Inline | None,
     ) -> Reading:
         fd = self._enter(path)
         try:
@@ -90,6 +94,8 @@ class DirectoryReader(EntryReader):
                 raise Unfaithful(path, MOUNT_POINT)
             prefix = path + b"/" if path else b""
             tally = Tally()
+            if inline is not None and self.rules.inlining is not None:
+                inline = self.rules.inlining.within(inline, before.st_mode, self._acl(path))
             as_before = base is not None and only is None and self._is_same(base, kind, before, select, hide)
             recorded = self.rules.base.read(base, path) if base is not None and self.rules.base is not None else None
             work: Names
@@ -99,19 +105,27 @@ class DirectoryReader(EntryReader):
                 wanted = None if inside else self.rules.only.names(only)
                 complete = base is not None and base.kind is DirectoryKind.OPAQUE
                 work = OnTheWay(
-                    prefix, self.rules.only, only, select, hide, inside, listed=wanted is None, complete=complete
+                    prefix,
+                    self.rules.only,
+                    only,
+                    select,
+                    hide,
+                    inside,
+                    listed=wanted is None,
+                    complete=complete,
+                    inline=inline,
                 )
                 names = listdir(fd, path) if wanted is None else sorted(wanted)
             elif kind is DirectoryKind.MERGE:
                 wanted = self.rules.select.names(select)
                 names = listdir(fd, path) if wanted is None else sorted(wanted)
-                work = Skeleton(prefix, select, hide, self.rules.base)
+                work = Skeleton(prefix, select, hide, self.rules.base, inline)
             else:
                 if as_before and recorded is not None:
                     names = recorded.names()
                 else:
                     names = _lasting(prefix, listdir(fd, path), tally)
-                work = Inside(prefix, select, hide, self.rules.base, as_before)
+                work = Inside(prefix, select, hide, self.rules.base, as_before, inline)
             reading = self._read_names(path, fd, names, recorded, work)
             try:
                 if as_before and base is not None:  # its names were not listed, and its attributes cannot have changed
@@ -173,6 +187,17 @@ class DirectoryReader(EntryReader):
         if is_linked(seen):
             listing.linked[0] = seen.st_nlink
         return listing
+
+    def _acl(self, path: bytes) -> bytes | None:
+        """The access ACL of the working directory, if it has one. Raises Unfaithful, Changed."""
+        if not self.has_acls:
+            return None
+        try:
+            return os.getxattr(b".", ACCESS_ACL)
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+                return None
+            raise failure(path, error) from None
 
     def _enter(self, path: bytes) -> int:
         """Opens a directory and makes it the working directory."""

@@ -14,6 +14,7 @@ from mkmeta.errors import printable
 from mkmeta.model import ACL_SHADOWS, ID_MAX, NS, PATH_LIMIT, DirectoryKind
 from mkmeta.scanner.base import linked_name
 from mkmeta.scanner.hashing import ContentHasher, Digests
+from mkmeta.scanner.inlining import Collector
 from mkmeta.scanner.looking import failure, has_acls, list_acls, list_xattrs, look, no_xattrs, readlink, same
 from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
 from mkmeta.trees.writer import Own, make_own
@@ -22,6 +23,7 @@ NFS4_ACL_XATTRS: Final = frozenset({b"system.nfs4_acl", b"system.nfs4_dacl", b"s
 ACCESS_ACL: Final = b"system.posix_acl_access"
 _XATTRS_MAX: Final = OBJECT_SIZE_MAX - (64 << 10)  # bytes: with all else, and msgpack's headers, they fit an object
 MOUNT_POINT: Final = "is a mount point, which overlayfs does not follow"
+_T = TypeVar("_T")
 _NO_DIGESTS: Final = (None, None)
 _NO_OWNER: Final = f"belongs to the invalid ID {ID_MAX + 1}, which no file can be given"
 
@@ -32,6 +34,7 @@ class EntryReader:
     def __init__(self, rules: ScanRules) -> None:
         self.rules = rules
         self.hasher = ContentHasher(rules.digests)
+        self.collector: Collector | None = None  # takes contents
         self.matched: set[int] = set()  # selection patterns seen to match
         self.matched_only: set[int] = set()  # those of what is walked
         self._drop_start = rules.drop_xattrs.start()
@@ -41,12 +44,12 @@ class EntryReader:
         if b"*" in rules.drop_xattrs.sources:
             self.list_xattrs = list_acls if has_acls(rules.root_fd) else no_xattrs
 
-    def row_once_more(self, prefix: bytes, name: bytes, listing: Listing) -> list[object]:
-        """Looks at a name and reads its entry; a second time if it changed meanwhile."""
+    def row_once_more(self, prefix: bytes, name: bytes, listing: Listing, limit: int) -> list[object]:
+        """Looks at a name and reads its entry; a second time if it changed meanwhile. `limit`: see `row`."""
 
         def read() -> list[object]:
             (seen,), (xattr_names,) = look(prefix, [name]), self.list_xattrs(prefix, [name])
-            return self.row(prefix, name, seen, xattr_names, listing)
+            return self.row(prefix, name, seen, xattr_names, listing, limit)
 
         return twice(read)
 
@@ -58,18 +61,32 @@ class EntryReader:
             raise Unfaithful(path, MOUNT_POINT)
 
     def row(
-        self, prefix: bytes, name: bytes, seen: os.stat_result, xattr_names: list[str], listing: Listing
+        self,
+        prefix: bytes,
+        name: bytes,
+        seen: os.stat_result,
+        xattr_names: list[str],
+        listing: Listing,
+        limit: int = 0,
     ) -> list[object]:
-        """The entry of anything but a directory, ready to be packed (formats/manifest.md section 3.1)."""
+        """The entry of anything but a directory, ready to be packed (formats/manifest.md section 3.1).
+
+        `limit`: bytes that a file may have whose content is taken.
+        """
         mode, uid, gid = seen.st_mode, seen.st_uid, seen.st_gid
         if uid > ID_MAX or gid > ID_MAX:
             raise Unfaithful(prefix + name, _NO_OWNER)
         sec, nsec = divmod(seen.st_mtime_ns, NS)
         row: list[object] = [name, mode, uid, gid, sec, nsec]
         file_type = stat.S_IFMT(mode)
+        content = b""
         if file_type == stat.S_IFREG:
             row.append(seen.st_size)
-            row += self._digests(prefix, name, seen) if self.hasher.enabled else _NO_DIGESTS
+            if 0 < seen.st_size <= limit:
+                content, digests = self._content(prefix, name, seen)
+                row += digests
+            else:
+                row += self._digests(prefix, name, seen) if self.hasher.enabled else _NO_DIGESTS
         elif file_type == stat.S_IFLNK:
             row.append(readlink(prefix, name))
         elif file_type in (stat.S_IFCHR, stat.S_IFBLK):
@@ -77,6 +94,7 @@ class EntryReader:
             if file_type == stat.S_IFCHR and device == (0, 0):
                 raise Unfaithful(prefix + name, "is an overlayfs whiteout: it hides a name instead of showing one")
             row += device
+        xattrs: list[bytes] = []
         if xattr_names:
             row[1], xattrs = self._read_xattrs(prefix, name, mode, xattr_names, listing.tally)
             if xattrs:
@@ -84,6 +102,8 @@ class EntryReader:
             (again,) = look(prefix, [name])
             if not same(again, seen):
                 raise Changed(prefix + name)
+        if content:
+            self._take(row, xattrs, content)
         if seen.st_nlink > 1:
             listing.links.append(linked_name(seen, row, self.rules.device))
         if file_type == stat.S_IFREG:
@@ -94,21 +114,42 @@ class EntryReader:
             listing.tally.others += 1
         return row
 
+    def _take(self, row: list[object], xattrs: list[bytes], content: bytes) -> None:
+        """Takes the content of a file that has not changed while it was read, if everybody may read it."""
+        mode, digest = row[1], row[7]
+        assert type(mode) is int and type(digest) is bytes
+        assert self.rules.inlining is not None and self.collector is not None
+        if self.rules.inlining.wants(mode, xattrs):
+            self.collector.add(digest, content)
+
     def _digests(self, prefix: bytes, name: bytes, seen: os.stat_result) -> Digests:
         if not seen.st_size:
             return self.hasher.of_nothing
+        size, digests = self._read(prefix, name, seen, lambda fd: self.hasher.digest(fd, seen.st_size))
+        if size != seen.st_size:
+            raise Changed(prefix + name)
+        return digests
+
+    def _content(self, prefix: bytes, name: bytes, seen: os.stat_result) -> tuple[bytes, Digests]:
+        content, digests = self._read(prefix, name, seen, lambda fd: self.hasher.read(fd, seen.st_size))
+        if len(content) != seen.st_size:
+            raise Changed(prefix + name)
+        return content, digests
+
+    def _read(self, prefix: bytes, name: bytes, seen: os.stat_result, read: Callable[[int], _T]) -> _T:
+        """What comes of reading a file, which did not change meanwhile. Raises Unfaithful, Changed."""
         try:
             fd = self.rules.open_content(name)
             try:
-                size, digests = self.hasher.digest(fd, seen.st_size)
+                found = read(fd)
                 after = os.fstat(fd)
             finally:
                 os.close(fd)
         except OSError as error:
             raise failure(prefix + name, error) from None
-        if size != seen.st_size or not same(after, seen):
+        if not same(after, seen):
             raise Changed(prefix + name)
-        return digests
+        return found
 
     def describe(self, path: bytes, own: os.stat_result, kind: DirectoryKind, tally: Tally) -> Own:
         """The directory's own entry, for the working directory."""
@@ -160,9 +201,6 @@ class EntryReader:
             if error.errno in (errno.ENODATA, errno.ERANGE):
                 raise Changed(prefix + name) from None
             raise failure(prefix + name, error) from None
-
-
-_T = TypeVar("_T")
 
 
 def twice(read: Callable[[], _T]) -> _T:

@@ -62,6 +62,22 @@ class ContentHasher:
                 return size, self._digest_buffer(size)
         return self._digest_long(fd, filled)
 
+    def read(self, fd: int, size: int) -> tuple[bytes, Digests]:
+        """The content and its digests; `size`, not 0, is what it should have, and little.
+
+        Of a file that has another size, what is returned is longer or shorter. Raises OSError as read(2) does.
+        """
+        filled = os.readv(fd, (self._buffer,))
+        if filled == size < _BUFFER_SIZE:
+            with self._turn():
+                return bytes(self._buffer[:size]), self._digest_buffer(size)
+        data = bytearray(self._buffer[:filled])
+        while len(data) <= size and (piece := os.pread(fd, size + 1 - len(data), len(data))):
+            data += piece
+        with self._turn():
+            content = ContentDigest(blake3(data).digest()) if self.blake3 else None
+            return bytes(data), (content, verity_digest(memoryview(data)) if self.verity else None)
+
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         if not _one_at_a_time.acquire(blocking=False):

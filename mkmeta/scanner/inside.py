@@ -10,8 +10,9 @@ from typing import Final
 
 from mkmeta.model import NAME_MAX, PATH_LIMIT, SIZE_MAX, DirectoryKind
 from mkmeta.pattern import NOWHERE, State
-from mkmeta.scanner.base import Base, Recorded, Row, inode_number, linked_name
+from mkmeta.scanner.base import BLAKE3, MODE, NAME, SIZE, XATTRS, Base, Recorded, Row, inode_number, linked_name
 from mkmeta.scanner.entry import EntryReader
+from mkmeta.scanner.inlining import Inline
 from mkmeta.scanner.looking import look
 from mkmeta.scanner.records import Child, Listing, Tally, Unfaithful
 
@@ -27,6 +28,7 @@ class Inside:
     hide: State
     base: Base | None
     as_before: bool  # it has the names that the base has
+    inline: Inline | None = None  # None: no content is taken
 
     def read(self, reader: EntryReader, names: Sequence[bytes], recorded: Recorded | None, *, whole: bool) -> Listing:
         """What is at names that follow each other; `whole`: there are no others.
@@ -53,7 +55,10 @@ class Inside:
         if self.hide:
             names, below_hide = self._visible(reader, names, listing.tally)
         looks = look(prefix, names)  # all of one kind of call after the other: half the time of taking turns
+        inline = self.inline
         unchanged = unchanged_rows(self.base, recorded, names, looks)
+        if inline is not None:
+            unchanged = {name: row for name, row in unchanged.items() if not is_lacking(reader, inline, row)}
         directories = recorded.directories() if recorded is not None else {}
         changed = [name for name in names if name not in unchanged] if unchanged else names
         xattrs = dict(zip(changed, reader.list_xattrs(prefix, changed), strict=True))
@@ -71,12 +76,15 @@ class Inside:
             elif stat.S_ISDIR(mode) or (seen.st_size > large and stat.S_ISREG(mode)):
                 kind = DirectoryKind.OPAQUE if stat.S_ISDIR(mode) else None
                 below = below_hide.get(name, NOWHERE)
-                listing.children.append(Child(name, kind, below_select, below, position, directories.get(name)))
+                further = inline_below(reader, inline, name) if kind is not None else None
+                child = Child(name, kind, below_select, below, position, directories.get(name), inline=further)
+                listing.children.append(child)
                 read += kind is None
                 listing.add(rows)
                 rows = []
             else:
-                rows.append(reader.row(prefix, name, seen, xattrs[name], listing))
+                limit = inline_limit(reader, inline, name)
+                rows.append(reader.row(prefix, name, seen, xattrs[name], listing, limit))
                 read += 1
         listing.add(rows)
         if all(seen.st_dev == device for seen in looks):
@@ -107,6 +115,8 @@ class Inside:
             ):
                 seen = os.lstat(row[0])
                 if not base.is_as_recorded(row, inode, change_time, seen):
+                    return None
+                if self.inline is not None and is_lacking(reader, self.inline, row):
                     return None
                 file_type = stat.S_IFMT(row[1])
                 if file_type == stat.S_IFREG:
@@ -162,6 +172,27 @@ def unchanged_rows(
     if recorded is None or base is None:
         return {}
     return base.unchanged(recorded, dict(zip(names, looks, strict=True)))
+
+
+def is_lacking(reader: EntryReader, inline: Inline, row: Row) -> bool:
+    """Whether the base has not got the content of a file, in its entry, that is to be taken."""
+    inlining = reader.rules.inlining
+    if inlining is None or not stat.S_ISREG(row[MODE]) or not 0 < row[SIZE] <= inlining.limit(inline, row[NAME]):
+        return False
+    xattrs = row[XATTRS] if len(row) > XATTRS else ()
+    return inlining.wants(row[MODE], xattrs) and not inlining.has(row[BLAKE3], row[SIZE])
+
+
+def inline_limit(reader: EntryReader, inline: Inline | None, name: bytes) -> int:
+    """How many bytes a file may have to be taken."""
+    inlining = reader.rules.inlining
+    return inlining.limit(inline, name) if inlining is not None and inline is not None else 0
+
+
+def inline_below(reader: EntryReader, inline: Inline | None, name: bytes) -> Inline | None:
+    """What holds for a directory, as far as its name tells."""
+    inlining = reader.rules.inlining
+    return inlining.below(inline, name) if inlining is not None and inline is not None else None
 
 
 def is_linked(seen: os.stat_result) -> bool:

@@ -10,6 +10,7 @@ from mkmeta.codec.packing import array_header, pack
 from mkmeta.model import Counts, DigestName, DirectoryKind
 from mkmeta.pattern import Patterns, State
 from mkmeta.scanner.base import Base, BaseDirectory
+from mkmeta.scanner.inlining import Inline, Inlining
 from mkmeta.trees.writer import LinkedName
 
 
@@ -40,6 +41,7 @@ class Child(NamedTuple):
     position: int  # among the entries
     base: BaseDirectory | None = None  # what the base has there
     only: State | None = None  # None: everything below is walked
+    inline: Inline | None = None  # None: no content is taken there
 
 
 @dataclass(slots=True)
@@ -149,6 +151,7 @@ class ScanRules:
     drop_xattrs: Patterns  # each a single component
     only: Patterns | None = None  # with a base: what is walked at all
     base: Base | None = None
+    inlining: Inlining | None = None  # None: no content is taken
     digests: Collection[DigestName]
     mount_points: Collection[bytes]  # paths below the root
     open_content: Callable[[bytes], int]  # opens a file of the working directory for hashing

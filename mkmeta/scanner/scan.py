@@ -20,6 +20,7 @@ from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
 from mkmeta.errors import LeftOutError, NothingSelectedError, ScanError, reason
 from mkmeta.linux.mountinfo import mount_points_below
+from mkmeta.manifest.content_writer import ContentWriter
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import temporary_space_error
 from mkmeta.manifest.writer import ManifestWriter
@@ -36,6 +37,7 @@ from mkmeta.scanner.base import (
     is_compact,
 )
 from mkmeta.scanner.gathering import Runs
+from mkmeta.scanner.inlining import InlineRule, Inlining, check_rules
 from mkmeta.scanner.looking import open_content
 from mkmeta.scanner.records import Child, Listing, ScanRules
 from mkmeta.scanner.worker import Complete, Partial, Problem, Report, Same, Task, run_worker
@@ -80,6 +82,8 @@ class ScanOptions:
     drop_xattrs: tuple[bytes, ...] = ()
     digests: tuple[DigestName, ...] = (DigestName.BLAKE3, DigestName.VERITY)
     hard_links: HardLinks = HardLinks.SUBTREE
+    inline: tuple[InlineRule, ...] = ()  # whose content is taken
+    inline_all: bool = False  # also of files that not everybody may read
     workers: int = field(default_factory=available_processors)
     on_error: OnError = OnError.LEAVE_OUT
     base: ManifestReader | None = None  # an earlier manifest: what is as it says is not read again
@@ -147,6 +151,7 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
         if options.base is not None and (options.trust or options.only):
             adopted = not options.only and is_compact(options.base)
             base = Base(options.base, root_fd, adopted=adopted, trust=options.trust)
+        inlining = _inlining(options)
         rules = ScanRules(
             root_fd=root_fd,
             device=device,
@@ -157,6 +162,7 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
             mount_points=mount_points_below(root),
             only=Patterns(options.only) if options.only else None,
             base=base,
+            inlining=inlining,
             open_content=options.open_content,
         )
         if rules.only is None:
@@ -201,7 +207,7 @@ class _Scan:
         """Reads everything that is selected, and writes the manifest."""
         options, rules = self._options, self._rules
         with (
-            ManifestWriter(stream) as manifest,
+            ManifestWriter(stream, self._content_writer()) as manifest,
             TreeWriter(
                 manifest,
                 options.hard_links,
@@ -214,7 +220,8 @@ class _Scan:
                 manifest.adopt(options.base)
             base = rules.base.root() if rules.base is not None else None
             only = rules.only.start() if rules.only is not None else None
-            top = Child(b"", DirectoryKind.MERGE, rules.select.start(), rules.hide.start(), 0, base, only)
+            inline = rules.inlining.start() if rules.inlining is not None else None
+            top = Child(b"", DirectoryKind.MERGE, rules.select.start(), rules.hide.start(), 0, base, only, inline)
             self._add_task(self._writer.root, b"", top)
             with WorkerPool(options.workers, lambda connection: run_worker(connection, rules)) as pool:
                 while True:
@@ -225,7 +232,31 @@ class _Scan:
                         self._receive(worker)
                     if self._observer is not None:
                         self._observer.progress(self._seen)
+                if rules.inlining is not None:
+                    self._collect_contents(pool)
             return self._finish(root, created)
+
+    def _content_writer(self) -> ContentWriter | None:
+        """What takes contents. Those of the base that are still a file's come along, but with `only`: then it is the
+        base that the rest is put into.
+        """
+        options = self._options
+        if self._rules.inlining is None:
+            return None
+        contents = ContentWriter(everything=options.inline_all)
+        if options.base is not None and options.base.contents is not None and self._rules.only is None:
+            contents.donors.append(options.base.contents)
+        return contents
+
+    def _collect_contents(self, pool: WorkerPool) -> None:
+        """Takes the contents that workers still have."""
+        for worker in pool.workers:
+            worker.send(None)
+        waiting = set(pool.workers)
+        while waiting:
+            for worker in pool.ready():
+                if self._receive(worker):
+                    waiting.discard(worker)
 
     def _finish(self, root: bytes, created: int) -> _Found:
         options, writer = self._options, self._writer
@@ -251,6 +282,8 @@ class _Scan:
             select=options.select,
             hide=options.hide,
             drop_xattrs=options.drop_xattrs,
+            inline=options.inline,
+            inline_all=options.inline_all,
             hard_links=options.hard_links,
             left_out=left_out,
             counts={**counts._asdict(), COMPACT: size},
@@ -266,7 +299,9 @@ class _Scan:
     def _add_task(self, place: Place, path: bytes, child: Child) -> None:
         self._tasks += 1
         self._expected[self._tasks] = _Expected(place, child.base, child.only is not None)
-        self._todo.append(Task(self._tasks, path, child.kind, child.select, child.hide, child.base, child.only))
+        self._todo.append(
+            Task(self._tasks, path, child.kind, child.select, child.hide, child.base, child.only, child.inline)
+        )
 
     def _hand_out(self, pool: WorkerPool) -> None:
         """Gives tasks to workers that can take some: evenly, the most recent first."""
@@ -287,8 +322,11 @@ class _Scan:
                 worker.tasks += len(tasks)
                 worker.send(tasks)
 
-    def _receive(self, worker: Worker) -> None:
+    def _receive(self, worker: Worker) -> bool:
+        """Takes a message. Whether it was the last."""
         report: Report = worker.receive()
+        if report.contents is not None:
+            self._writer.manifest.add_contents(report.contents)
         worker.tasks -= len(report.complete) + len(report.same) + len(report.partial) + len(report.problems)
         self._lanes[worker] = report.lanes
         self._matched |= report.matched
@@ -321,6 +359,7 @@ class _Scan:
                     self._take(expected, result, runs)
                 case Problem():
                     self._give_up(place, result)
+        return report.is_last
 
     def _note(self, found: tuple[int, ...]) -> Counts:
         """What a worker counted; it is added up for progress."""
@@ -414,6 +453,15 @@ class _Scan:
                 raise ScanError(
                     f"does not answer any more: {reason(error)}", path=self._options.root, hint=hint
                 ) from None
+
+
+def _inlining(options: ScanOptions) -> Inlining | None:
+    """The rules for contents; None: none is taken, and those of the base are left. Raises UsageError."""
+    check_rules(options.inline, options.digests)
+    if not any(size for _, size in options.inline):
+        return None
+    base = options.base.contents if options.base is not None else None
+    return Inlining(options.inline, everything=options.inline_all, base=base)
 
 
 def _without_changed(found: _Found, options: ScanOptions, stream: BinaryIO) -> ScanReport:

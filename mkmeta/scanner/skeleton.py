@@ -16,7 +16,16 @@ from mkmeta.model import DirectoryKind
 from mkmeta.pattern import NOWHERE, Patterns, State
 from mkmeta.scanner.base import Base, Recorded, Row, inode_number
 from mkmeta.scanner.entry import EntryReader
-from mkmeta.scanner.inside import LARGE_FILE, is_linked, take_over, unchanged_rows
+from mkmeta.scanner.inlining import Inline
+from mkmeta.scanner.inside import (
+    LARGE_FILE,
+    inline_below,
+    inline_limit,
+    is_lacking,
+    is_linked,
+    take_over,
+    unchanged_rows,
+)
 from mkmeta.scanner.looking import is_transient, look_if_there
 from mkmeta.scanner.records import Changed, Child, Listing, Tally, Unfaithful
 
@@ -38,10 +47,11 @@ class Skeleton:
     select: State
     hide: State
     base: Base | None
+    inline: Inline | None = None  # None: no content is taken
 
     def read(self, reader: EntryReader, names: Sequence[bytes], recorded: Recorded | None, *, whole: bool) -> Listing:
         """What is at names that follow each other."""
-        found = _Found(reader, self.prefix, recorded)
+        found = _Found(reader, self.prefix, recorded, self.inline)
         rules = reader.rules
         below_hide = NOWHERE
         for name in names:
@@ -62,7 +72,8 @@ class Skeleton:
                     continue
                 found.match(matched)
                 kind = DirectoryKind.OPAQUE if matched else DirectoryKind.MERGE
-                if rows := unchanged_rows(self.base, recorded, [name], [seen]):
+                rows = unchanged_rows(self.base, recorded, [name], [seen])
+                if rows and not (self.inline is not None and is_lacking(reader, self.inline, rows[name])):
                     found.keep(rows[name], seen)
                 else:
                     found.read(name, seen, kind, below_select, below_hide, None)
@@ -85,10 +96,11 @@ class OnTheWay:
     inside: bool  # of a subtree
     listed: bool  # all names in it are asked for, so that those of the base that are not among them are gone
     complete: bool
+    inline: Inline | None = None  # None: no content is taken
 
     def read(self, reader: EntryReader, names: Sequence[bytes], recorded: Recorded | None, *, whole: bool) -> Listing:
         """What is at names that follow each other, and what of the base is not there."""
-        found = _Found(reader, self.prefix, recorded)
+        found = _Found(reader, self.prefix, recorded, self.inline)
         listing = found.listing
         there = set(recorded.names()) if recorded is not None else set()
         if self.listed:
@@ -132,8 +144,9 @@ class OnTheWay:
 class _Found:
     """What was found at names that are each looked at on their own."""
 
-    def __init__(self, reader: EntryReader, prefix: bytes, recorded: Recorded | None) -> None:
+    def __init__(self, reader: EntryReader, prefix: bytes, recorded: Recorded | None, inline: Inline | None) -> None:
         self._reader = reader
+        self._inline = inline
         self._prefix = prefix
         self.directories = recorded.directories() if recorded is not None else {}
         self.listing = Listing()
@@ -183,11 +196,13 @@ class _Found:
         if is_directory or (seen.st_size > LARGE_FILE and stat.S_ISREG(seen.st_mode)):
             base = self.directories.get(name)
             below = kind if is_directory else None
-            listing.children.append(Child(name, below, select, hide, len(listing.inodes), base, only))
+            inline = inline_below(self._reader, self._inline, name) if is_directory else None
+            listing.children.append(Child(name, below, select, hide, len(listing.inodes), base, only, inline))
             listing.add(self._rows)
             self._rows = []
         else:
-            self._rows.append(self._reader.row_once_more(self._prefix, name, listing))
+            limit = inline_limit(self._reader, self._inline, name)
+            self._rows.append(self._reader.row_once_more(self._prefix, name, listing, limit))
         self._add_look(seen)
 
     def end(self) -> Listing:

@@ -22,11 +22,13 @@ from mkmeta.digest import ObjectId, ObjectKind
 from mkmeta.errors import FormatError, MkmetaError
 from mkmeta.linux.schedstat import WaitClock
 from mkmeta.linux.syscalls import CLONE_FS, unshare
+from mkmeta.manifest.content_writer import ContentFrame
 from mkmeta.model import DirectoryKind
 from mkmeta.pattern import State
 from mkmeta.scanner.base import BaseDirectory
 from mkmeta.scanner.directory import DirectoryReader, Reading
 from mkmeta.scanner.governor import LANES_MAX, Governor
+from mkmeta.scanner.inlining import Collector, Inline
 from mkmeta.scanner.records import Child, ScanRules, Unfaithful
 from mkmeta.scanner.sharing import FEW, Shared
 from mkmeta.trees.writer import LinkedName
@@ -47,6 +49,7 @@ class Task(NamedTuple):
     hide: State
     base: BaseDirectory | None
     only: State | None  # None: everything in it is walked
+    inline: Inline | None  # None: no content is taken
 
 
 class Complete(NamedTuple):
@@ -117,6 +120,8 @@ class Report(NamedTuple):
     matched: set[int]  # patterns, all seen so far
     matched_only: set[int]
     lanes: int
+    contents: ContentFrame | None = None  # what was taken; such a report has nothing else
+    is_last: bool = False  # the answer to None instead of tasks: all that was taken has come
 
     def results(self) -> Iterator[Result]:
         """The results as what they are, in the order in which files follow."""
@@ -130,7 +135,10 @@ def run_worker(connection: Connection, rules: ScanRules) -> None:
     """The life of a worker process: until the parent closes the pipe."""
     crew = _Crew(connection, rules)
     for tasks in messages(connection):
-        crew.take(tasks)
+        if tasks is None:
+            crew.end()
+        else:
+            crew.take(tasks)
 
 
 class _Crew:
@@ -150,12 +158,25 @@ class _Crew:
         self._outbox_bytes = 0
         self._matched: set[int] = set()
         self._matched_only: set[int] = set()
+        self.collector = Collector(rules.inlining, self._send_contents) if rules.inlining is not None else None
 
     def take(self, tasks: list[Task]) -> None:
         """Queues tasks and sees to it that lanes are running."""
         for task in tasks:
             self._tasks.put(task)
         self._start_lanes()
+
+    def end(self) -> None:
+        """There are no more tasks; those that were are done, or of no interest."""
+        if self.collector is not None:
+            self.collector.flush()
+        with self._sending:
+            self._connection.send(Report([], [], [], [], set(), set(), 1, is_last=True))
+
+    def _send_contents(self, frame: ContentFrame) -> None:
+        report = Report([], [], [], [], set(), set(), self._governor.lanes, contents=frame)
+        with self._sending:
+            self._connection.send(report)
 
     def invite(self, shared: Shared) -> None:
         """Lets other lanes take part in something."""
@@ -281,6 +302,7 @@ class _Lane:
         self._clock = clock
         self._before = clock.read()
         reader.company = self
+        reader.collector = crew.collector
 
     def run(self) -> None:
         """Does what there is to do, until there is nothing, or fewer lanes are wanted."""
@@ -332,7 +354,7 @@ def _perform(reader: DirectoryReader, task: Task) -> tuple[Result, IO[bytes] | N
         if task.kind is None:
             reading = reader.read_file(task.path)
         else:
-            reading = reader.read_directory(task.path, task.kind, task.select, task.hide, task.base, task.only)
+            reading = reader.read_directory(task.path, task.kind, *task[3:])
     except Unfaithful as problem:
         return Problem(task.number, problem.path, problem.why, problem.errno), None
     except FormatError as damage:

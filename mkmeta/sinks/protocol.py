@@ -20,12 +20,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 from mkmeta.digest import VerityDigest
+from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.model import LinkRow, PrimaryRow
 from mkmeta.plan import PlannedNode
+
+WHOLE: Final = "inline"  # what every sink counts: files that are whole, their data being in the output
+WHOLE_BYTES: Final = "inline_bytes"  # of these
 
 
 class LayerKind(StrEnum):
@@ -71,10 +75,11 @@ class Sink(Protocol):
     def begin(self, root: PlannedNode, inodes: int) -> None:
         """Prepares for a tree of so many inodes, the root apart."""
 
-    def writer(self, counts: Counter[str], links: LinkLookup | None) -> Writer:
+    def writer(self, counts: Counter[str], links: LinkLookup | None, contents: Contents | None) -> Writer:
         """A writer for this process, which counts what it does, for the summary.
 
-        `links` knows the hard links; None: there are none.
+        `links` knows the hard links; None: there are none. `contents` has those of nodes that are whole, and compares
+        what it reads with the recorded digest; None: no node is.
         """
 
     def links(self, rows: Iterable[PrimaryRow | LinkRow]) -> None:

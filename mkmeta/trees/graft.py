@@ -28,6 +28,7 @@ from typing import BinaryIO
 from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
 from mkmeta.errors import ScanError
+from mkmeta.manifest.content_writer import carry
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import Counts, Directory, DirectoryKind
 from mkmeta.pattern import Patterns, State
@@ -67,7 +68,9 @@ def graft(
     """
     old, new = base.reader.info, part.reader.info
     lost = {_subtree(base, path): why for path, why in reversed(new.left_out)}
-    with ManifestWriter(stream) as manifest, TreeWriter(manifest, old.hard_links) as writer:
+    wanted = any(size for _, size in new.inline)  # or else what the base has is to be left
+    contents = carry([base.reader, part.reader], everything=new.inline_all) if wanted else None
+    with ManifestWriter(stream, contents) as manifest, TreeWriter(manifest, old.hard_links) as writer:
         with base.named():
             manifest.adopt(base.reader)
         base.adopted = True

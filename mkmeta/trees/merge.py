@@ -35,6 +35,7 @@ from mkmeta import __version__
 from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
 from mkmeta.errors import MkmetaError, UsageError, printable
+from mkmeta.manifest.content_writer import carry
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import STORED_COUNTS, Counts, Directory, DirectoryKind
 from mkmeta.trees.changes import in_words, own_changes
@@ -78,7 +79,8 @@ def merge(
         distinct.sort(key=lambda source: source.reader.id)
     facts = all(source.reader.facts_place is not None for source in distinct)
     first = sources[0].reader
-    with ManifestWriter(stream) as manifest, TreeWriter(manifest, first.info.hard_links) as writer:
+    contents = carry(source.reader for source in distinct)
+    with ManifestWriter(stream, contents) as manifest, TreeWriter(manifest, first.info.hard_links) as writer:
         adopted = max(distinct, key=lambda source: source.reader.size if source.reader.facts_place else -1)
         if adopted.reader.facts_place is not None:
             manifest.adopt(adopted.reader)
@@ -138,6 +140,8 @@ def merged_info(sources: Sequence[Source], counts: Counts) -> Info:
         select=tuple(select) if any(info.select for info in infos) else (),
         hide=infos[0].hide,
         drop_xattrs=infos[0].drop_xattrs,
+        inline=tuple(dict.fromkeys(rule for info in infos for rule in info.inline)),
+        inline_all=any(info.inline_all for info in infos),
         hard_links=infos[0].hard_links,
         left_out=tuple(row for row in sorted(left_out.items()) if not any(has_all_of(s, row[0]) for s in sources)),
         counts=stored_counts(counts),

@@ -15,6 +15,7 @@ from typing import BinaryIO, Generic, Protocol, TypeVar
 from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
 from mkmeta.errors import MkmetaError, NothingSelectedError
+from mkmeta.manifest.content_writer import carry
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import Directory
 from mkmeta.pattern import Patterns, State
@@ -45,7 +46,7 @@ def prune(source: Source, drop: Sequence[bytes], stream: BinaryIO) -> PruneRepor
     patterns = Patterns(drop)
     pruner = _PatternPruner(patterns)
     before = reader.root.directory.entries
-    with ManifestWriter(stream) as manifest, TreeWriter(manifest, reader.info.hard_links) as writer:
+    with ManifestWriter(stream, carry([reader])) as manifest, TreeWriter(manifest, reader.info.hard_links) as writer:
         _adopt(manifest, source)
         assemble(writer, pruner.enter(source.top(), b"", patterns.start()))
         unmatched = tuple(pattern for number, pattern in enumerate(patterns.sources) if number not in pruner.matched)
@@ -74,7 +75,7 @@ def leave_out(source: Source, reasons: dict[bytes, str], stream: BinaryIO) -> tu
     Returns the result's info record and number of entries. Raises as `prune`; nothing may be left.
     """
     reader = source.reader
-    with ManifestWriter(stream) as manifest, TreeWriter(manifest, reader.info.hard_links) as writer:
+    with ManifestWriter(stream, carry([reader])) as manifest, TreeWriter(manifest, reader.info.hard_links) as writer:
         _adopt(manifest, source)
         paths = _Paths(reasons)
         assemble(writer, _Pruner(paths).enter(source.top(), b"", paths.start()))

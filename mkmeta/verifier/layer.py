@@ -1,20 +1,25 @@
 """A layer on disk against the plan of what it should be: every node, nothing missing, nothing more.
 
-The oracle is `mkmeta.plan`, applied to what lstat(2), listxattr(2) and getxattr(2) say. Nothing is followed and
-nothing but directories is opened: whatever lies in a layer is looked at and named, links, fifos and devices included.
+The oracle is `mkmeta.plan`, applied to what lstat(2), listxattr(2) and getxattr(2) say. A file that is not redirected
+may be whole, whatever contents the manifest has: its data is compared with the recorded digests. Nothing is followed,
+and nothing but directories and such files is opened: whatever lies in a layer is looked at and named, links, fifos and
+devices included.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections import Counter
+from collections.abc import Collection, Iterator
 
 from mkmeta.errors import MkmetaError, printable, reason
 from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import Branch, Report
-from mkmeta.model import Directory, Entry, LinkRow, type_name
+from mkmeta.model import DigestName, Directory, Entry, LinkRow, RegularFile, type_name
 from mkmeta.plan import Plan, PlannedNode
 from mkmeta.sinks.directory.inspection import (
     LABEL_XATTRS,
@@ -24,6 +29,7 @@ from mkmeta.sinks.directory.inspection import (
     xattr_differences,
 )
 from mkmeta.sinks.directory.sharing import is_shared
+from mkmeta.verifier.data import DataChecker, Sample
 from mkmeta.verifier.findings import Reporter, Side
 from mkmeta.verifier.looking import (
     Looker,
@@ -70,7 +76,7 @@ class Layer:
 
     def visitor(self, report: Report) -> LayerVisitor:
         """For a worker process."""
-        return LayerVisitor(self, LinkLookup(self._reader), report)
+        return LayerVisitor(self, LinkLookup(self._reader), self._reader.root.digests, report)
 
     def check_root(self, findings: Reporter) -> None:
         """The root itself: its attributes, and the ID it carries."""
@@ -115,11 +121,13 @@ class Layer:
 class LayerVisitor:
     """Compares directories of a layer with the plan. For a process of its own: changes the working directory."""
 
-    def __init__(self, layer: Layer, links: LinkLookup, report: Report) -> None:
+    def __init__(self, layer: Layer, links: LinkLookup, digests: Collection[DigestName], report: Report) -> None:
+        """`digests`: what files that are whole can be compared with."""
         self._layer = layer
         self._links = links
         self._counts = report.counts
         self._findings = Reporter(Side.LAYER, report.tell)
+        self._data = DataChecker(digests, Sample()) if digests else None
 
     def visit(self, branch: Branch, entries: Iterator[Recorded]) -> bool:
         """Compares a directory with all that is in it. What is a directory is compared when it is visited itself."""
@@ -159,9 +167,18 @@ class LayerVisitor:
 
     def _compare(self, branch: Branch, planned: PlannedNode) -> None:
         path = branch.below(planned.name)
+        inode = planned.inode
         try:
             status = os.lstat(planned.name)
-            for what, message in node_differences(planned.name, planned, status):
+            whole = type(inode) is RegularFile and inode.size and stat.S_ISREG(status.st_mode)
+            if whole and self._is_whole(planned.name):
+                planned = PlannedNode(planned.name, inode, inode.xattrs)
+            else:
+                whole = False
+            found = list(node_differences(planned.name, planned, status))
+            if whole and isinstance(inode, RegularFile) and status.st_size == inode.size and self._data is not None:
+                found += self._data.differences(planned.name, inode, Counter())
+            for what, message in found:
                 self._findings.add(path, what, message, subtree=branch.subtree)
         except OSError as error:
             self._findings.add(path, "unreadable", f"cannot be read: {reason(error)}", subtree=branch.subtree)
@@ -169,6 +186,16 @@ class LayerVisitor:
         if wrong_count(status.st_nlink, 1, shared=self._layer.shared) and self._links[path] is None:
             message = f"has {status.st_nlink} hard links instead of 1"
             self._findings.add(path, "link", message, subtree=branch.subtree)
+
+    def _is_whole(self, name: bytes) -> bool:
+        """Whether a file of the layer holds data, which can be compared: with nothing to say that it is elsewhere."""
+        if self._data is None:
+            return False
+        try:
+            os.getxattr(name, self._layer.plan.names.metacopy, follow_symlinks=False)
+        except OSError as error:
+            return error.errno == errno.ENODATA
+        return False
 
 
 def wrong_count(found: int, recorded: int, *, shared: bool) -> bool:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mkmeta.build import BuildOptions, build
 from mkmeta.errors import BuildError
+from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.model import Directory, DirectoryKind, LinkRow, PrimaryRow
 from mkmeta.plan import Plan, PlannedNode
@@ -44,7 +45,7 @@ class Listing:
     def begin(self, root: PlannedNode, inodes: int) -> None:
         self.calls.append(("begin", inodes))
 
-    def writer(self, counts: Counter[str], links: LinkLookup | None) -> Listing:
+    def writer(self, counts: Counter[str], links: LinkLookup | None, contents: Contents | None) -> Listing:
         counts["writers"] += 1
         self.calls.append(("writer", None))
         return self

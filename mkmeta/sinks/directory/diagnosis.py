@@ -17,6 +17,7 @@ class Attempt(Enum):
     CREATE = auto()
     DEVICE = auto()
     SIZE = auto()
+    DATA = auto()
     OWNER = auto()
     XATTR = auto()
     MODE = auto()
@@ -28,6 +29,7 @@ _DOING = {
     Attempt.CREATE: "cannot be created",
     Attempt.DEVICE: "the device node cannot be made",
     Attempt.SIZE: "its size cannot be set",
+    Attempt.DATA: "its data cannot be written",
     Attempt.OWNER: "its owner cannot be set",
     Attempt.XATTR: "an xattr cannot be set",
     Attempt.MODE: "its mode cannot be set",

@@ -14,10 +14,12 @@ from typing import Final, assert_never
 
 from mkmeta.errors import BuildError
 from mkmeta.linux.syscalls import open_beneath
+from mkmeta.manifest.contents import Contents
 from mkmeta.model import ACL_XATTRS, NS, Device, Directory, Inode, RegularFile, Special, Symlink, Xattrs
-from mkmeta.plan import PlannedNode
+from mkmeta.plan import NO_CONTENT, PlannedNode
 from mkmeta.sinks.directory.diagnosis import Attempt, Diagnosis
 from mkmeta.sinks.directory.sharing import SharedLayer, share
+from mkmeta.sinks.protocol import WHOLE, WHOLE_BYTES
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
@@ -27,7 +29,7 @@ _NEW_DIRECTORY = 0o700
 _BLOCK = 512  # bytes, unit of st_blocks
 
 
-# What is counted of the files of a layer, which hold no data.
+# What is counted of the files of a layer, but for those that hold data.
 XATTR_FILES: Final = "xattr_files"  # that take blocks all the same: their xattrs did not fit into the inode
 XATTR_BYTES: Final = "xattr_bytes"  # of these
 SHARED: Final = "shared"  # that cost nothing: they are hard links to files of the base
@@ -39,8 +41,9 @@ class NodeWriter:
     Changes the process's current directory and umask: for worker processes of its own, but for `finish`.
     """
 
-    def __init__(self, top: int, counts: Counter[str], base: SharedLayer | None) -> None:
-        """`base`: a layer whose files are linked to where they are just as planned."""
+    def __init__(self, top: int, counts: Counter[str], base: SharedLayer | None, contents: Contents | None) -> None:
+        """`base`: a layer whose files are linked to where they are just as planned. `contents`: of whole files."""
+        self._contents = contents
         self._counts = counts
         self._top = top
         self._base = base
@@ -89,18 +92,18 @@ class NodeWriter:
         self._dress(fd, path, node, created=_NEW_DIRECTORY)
 
     def _share(self, node: PlannedNode, prefix: bytes, source: int, fd: int) -> bool:
-        """Links the base's file, if it is one without data and just as planned."""
+        """Links the base's file, if there is data to it and it is just as planned."""
         if type(node.inode) is not RegularFile or not node.inode.size:
             return False
         try:
-            status = share(node, source, fd)
+            status = share(node, source, fd, lambda: self._content(node, prefix))
         except OSError as error:
             raise self._diagnosis.explain(error, prefix + node.name, Attempt.LINK) from None
         self._counts[SHARED] += status is not None
         return status is not None
 
     def _create(self, node: PlannedNode, prefix: bytes) -> None:
-        name, inode, _ = node
+        name, inode = node.name, node.inode
         match inode:
             case RegularFile():
                 self._create_file(node, inode, prefix)
@@ -127,13 +130,26 @@ class NodeWriter:
         except OSError as error:
             raise self._diagnosis.explain(error, path, step) from None
 
+    def _content(self, node: PlannedNode, prefix: bytes) -> bytes:
+        """Of a file that is whole. Raises FormatError when the manifest is damaged."""
+        if node.content == NO_CONTENT:
+            return b""
+        assert self._contents is not None
+        return self._contents.read(node.content, prefix + node.name)
+
     def _create_file(self, node: PlannedNode, inode: RegularFile, prefix: bytes) -> None:
+        content = self._content(node, prefix)
         created = inode.mode & 0o777 | _WRITABLE
         step = Attempt.CREATE
         try:
             fd = os.open(node.name, _NEW_FILE, created)
             try:
-                if inode.size:
+                if content:
+                    step = Attempt.DATA
+                    _write(fd, content)
+                    self._counts[WHOLE] += 1
+                    self._counts[WHOLE_BYTES] += len(content)
+                elif inode.size:
                     step = Attempt.SIZE
                     os.ftruncate(fd, inode.size)
                 self._dress(fd, prefix + node.name, node, created)
@@ -148,7 +164,7 @@ class NodeWriter:
         A change of owner clears set-id bits and capabilities, and an ACL is a part of the mode. `place` is a descriptor
         or a name in the current directory, `created` are the permission bits it has been made with.
         """
-        _, inode, xattrs = node
+        inode, xattrs = node.inode, node.xattrs
         follow = type(place) is int  # a name may be a link's; a descriptor cannot be asked not to be followed
         step = Attempt.OWNER
         try:
@@ -168,7 +184,7 @@ class NodeWriter:
             detail = f"owner {inode.uid}:{inode.gid}" if step is Attempt.OWNER else ""
             raise self._diagnosis.explain(error, path, step, detail) from None
         _check(status, inode, path or b"/")
-        if status.st_blocks and type(inode) is RegularFile:
+        if status.st_blocks and type(inode) is RegularFile and node.content == NO_CONTENT:
             self._counts[XATTR_FILES] += 1
             self._counts[XATTR_BYTES] += status.st_blocks * _BLOCK
 
@@ -216,6 +232,12 @@ def _check(status: os.stat_result, inode: Inode, path: bytes) -> None:
         raise BuildError(f"the filesystem keeps owner {status.st_uid}:{status.st_gid}", path=path)
     if isinstance(inode, RegularFile) and status.st_size != inode.size:
         raise BuildError(f"the filesystem keeps size {status.st_size} instead of {inode.size}", path=path)
+
+
+def _write(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
 
 
 def _seconds(time_ns: int) -> str:

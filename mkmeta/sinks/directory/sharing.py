@@ -1,7 +1,7 @@
 """Files that a layer shares with an earlier one (`build --base`): hard links of inodes that are just as planned.
 
-Only files without data of their own are shared. Their redirect is their path, so a shared inode has one name in each
-layer. What that means for who uses the layers is in formats/upper.md section 7.
+Files whose data is on the volume are shared, and whole ones with the same data. A redirect is the path of its file, so
+a shared inode has one name in each layer. What that means for who uses the layers is in formats/upper.md section 7.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from typing import Final, Self
 
 from mkmeta.errors import BuildError, printable, reason
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.overlay_xattrs import NAMESPACES, USER, OverlayXattrs
-from mkmeta.plan import PlannedNode
+from mkmeta.plan import NO_CONTENT, PlannedNode
 from mkmeta.sinks.directory.inspection import node_differences
 from mkmeta.sinks.directory.staging import layer_id
 
@@ -100,9 +101,12 @@ class SharedLayer:
             )
 
 
-def share(node: PlannedNode, base_directory: int, directory: int) -> os.stat_result | None:
+def share(
+    node: PlannedNode, base_directory: int, directory: int, content: Callable[[], bytes]
+) -> os.stat_result | None:
     """Links the base's file of that name into the working directory, which is open as `directory`.
 
+    `content` gives the data of one that is whole; not called for others.
     None when there is nothing to link, or what there is is not exactly as planned; then nothing was made.
     Raises OSError for what a new file would meet too, such as a full disk.
     """
@@ -116,10 +120,27 @@ def share(node: PlannedNode, base_directory: int, directory: int) -> os.stat_res
     # Looked at under its new name: what was there before the link may have been replaced since.
     try:
         status = os.lstat(name)
-        if not any(node_differences(name, node, status)):
+        if not any(node_differences(name, node, status)) and (
+            node.content == NO_CONTENT or _has_data(name, status, content())
+        ):
             return status
     except OSError:
         os.unlink(name)
         raise
     os.unlink(name)
     return None
+
+
+def _has_data(name: bytes, status: os.stat_result, data: bytes) -> bool:
+    """Whether a file, of which lstat(2) said `status`, has this data."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        return False  # its mode forbids it, to whoever is not root
+    with open(fd, "rb", buffering=0) as file:
+        if not os.path.samestat(os.fstat(fd), status):
+            return False
+        found = bytearray()
+        while len(found) <= len(data) and (piece := file.read(len(data) + 1 - len(found))):
+            found += piece
+        return found == data

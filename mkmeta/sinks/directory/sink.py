@@ -12,6 +12,7 @@ from typing import Self
 from mkmeta.errors import BuildError, human_bytes, reason
 from mkmeta.linux.filesystem import filesystem_type
 from mkmeta.linux.process import ending_signals_held
+from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.model import LinkRow, PrimaryRow
 from mkmeta.overlay_xattrs import OverlayXattrs
@@ -86,10 +87,10 @@ class DirectorySink:
         except OSError as error:
             raise Diagnosis(self._staging.fd).explain_xattr(error, b"", name, len(value)) from None
 
-    def writer(self, counts: Counter[str], links: LinkLookup | None) -> NodeWriter:
+    def writer(self, counts: Counter[str], links: LinkLookup | None, contents: Contents | None) -> NodeWriter:
         """For a worker process."""
         os.umask(0)
-        return NodeWriter(self._staging.fd, counts, self._base)
+        return NodeWriter(self._staging.fd, counts, self._base, contents)
 
     def links(self, rows: Iterable[PrimaryRow | LinkRow]) -> None:
         """Makes the hard links; directories keep their mtime."""
@@ -97,7 +98,7 @@ class DirectorySink:
 
     def finish(self, root: PlannedNode, counts: Counter[str]) -> Published:
         """Finishes the root, flushes everything, and gives the directory its name."""
-        NodeWriter(self._staging.fd, Counter(), None).finish(self._staging.fd, b"", root)
+        NodeWriter(self._staging.fd, Counter(), None, None).finish(self._staging.fd, b"", root)
         try:
             old = self._staging.publish(swap=self._swap, discard=self._discard)
         except OSError as error:

@@ -13,14 +13,15 @@ from typing import Final, Self
 from mkmeta.codec.acl import acl_permissions
 from mkmeta.codec.erofs import SIZE_MAX, TYPES, XATTR_HEADER, XATTR_VALUE_MAX, XATTRS_MAX, encode_device
 from mkmeta.errors import BuildError, printable
+from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.model import ACL_XATTRS, NS, Device, LinkRow, PrimaryRow, RegularFile, Symlink
-from mkmeta.plan import PlannedNode
+from mkmeta.plan import NO_CONTENT, PlannedNode
 from mkmeta.sinks.erofs.assembly import Assembly
 from mkmeta.sinks.erofs.collecting import Collector
 from mkmeta.sinks.erofs.destination import ImageDestination
 from mkmeta.sinks.erofs.nodes import TYPE_MASK, Row, layout_of, xattr_entries
-from mkmeta.sinks.protocol import LayerKind, Published
+from mkmeta.sinks.protocol import WHOLE, WHOLE_BYTES, LayerKind, Published
 
 IMAGE_BYTES: Final = "image_bytes"  # what is counted: the size of the image
 _ACCESS_ACL: Final = b"system.posix_acl_access"
@@ -64,12 +65,11 @@ class ErofsSink:
         os.write(write_end, bytes(range(self._jobs)))
         os.close(write_end)
 
-    def writer(self, counts: Counter[str], links: LinkLookup | None) -> RowWriter:
+    def writer(self, counts: Counter[str], links: LinkLookup | None, contents: Contents | None) -> RowWriter:
         """For a worker process, or this one."""
         number = os.read(self._tickets, 1)[0]
-        return RowWriter(
-            Collector(number, self._parts[number], forked=True), links, exact=self._assembly.composefs is not None
-        )
+        collector = Collector(number, self._parts[number], forked=True)
+        return RowWriter(collector, links, contents, counts, exact=self._assembly.composefs is not None)
 
     def links(self, rows: Iterable[PrimaryRow | LinkRow]) -> None:
         """They were in their places."""
@@ -84,9 +84,19 @@ class ErofsSink:
 class RowWriter:
     """Collects directories, in one process."""
 
-    def __init__(self, collector: Collector, links: LinkLookup | None, *, exact: bool) -> None:
+    def __init__(
+        self,
+        collector: Collector,
+        links: LinkLookup | None,
+        contents: Contents | None,
+        counts: Counter[str],
+        *,
+        exact: bool,
+    ) -> None:
         self._collector = collector
         self._links = links
+        self._contents = contents
+        self._counts = counts
         self._exact = exact
 
     def directory(self, path: bytes, node: PlannedNode, children: Iterator[PlannedNode]) -> None:
@@ -102,16 +112,26 @@ class RowWriter:
                     collector.add_link(child.name, TYPES[mode & TYPE_MASK], row.target)
                     continue
                 nlink, key = row.nlink, row.path
-            add(child.name, TYPES[mode & TYPE_MASK], make_row(child, prefix, nlink, key, exact=exact))
+            at = 0 if child.content == NO_CONTENT else self._content(child, prefix)
+            add(child.name, TYPES[mode & TYPE_MASK], make_row(child, prefix, nlink, key, at, exact=exact))
         collector.end(path)
 
+    def _content(self, node: PlannedNode, prefix: bytes) -> int:
+        """Keeps the content of a file that is whole. Raises FormatError when the manifest is damaged."""
+        assert self._contents is not None
+        data = self._contents.read(node.content, prefix + node.name)
+        self._counts[WHOLE] += 1
+        self._counts[WHOLE_BYTES] += len(data)
+        return self._collector.content(data)
 
-def make_row(node: PlannedNode, prefix: bytes, nlink: int, key: bytes, *, exact: bool) -> Row:
+
+def make_row(node: PlannedNode, prefix: bytes, nlink: int, key: bytes, at: int = 0, *, exact: bool) -> Row:
     """The row of a planned node; `prefix` and its name are its path. Raises BuildError for what no image can hold.
 
+    `at`: where its content is among the collected, if it is whole.
     `exact`: what mkcomposefs takes, instead of what a directory of ours could hold.
     """
-    name, inode, xattrs = node
+    name, inode, xattrs, content = node
     mode = inode.mode
     size = device = 0
     target = b""
@@ -130,11 +150,11 @@ def make_row(node: PlannedNode, prefix: bytes, nlink: int, key: bytes, *, exact:
     if xattr_bytes > XATTRS_MAX:
         raise BuildError(f"its xattrs take {xattr_bytes} bytes, an image takes {XATTRS_MAX}", path=prefix + name)
     seconds, nanoseconds = divmod(inode.mtime_ns, NS)
-    chunk_format, chunks, blocks, tail = layout_of(mode, size, content=False)
+    chunk_format, chunks, blocks, tail = layout_of(mode, size, content=content != NO_CONTENT)
     head = (
         mode, nlink, inode.uid, inode.gid, seconds, nanoseconds, size, chunks, blocks, tail, xattr_bytes,
     )  # fmt: skip
-    return head, (device or chunk_format, target, 0, bits, entries, key)
+    return head, (device or chunk_format, target, at, bits, entries, key)
 
 
 def _check(node: PlannedNode, path: bytes, *, exact: bool) -> None:

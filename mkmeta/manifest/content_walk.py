@@ -1,0 +1,175 @@
+"""Which contents the files of a tree have: what a writer keeps of them, what a check expects, what `show` says.
+
+Equal directories are read once, wherever they are. Memory: some bytes for each object and for each content.
+"""
+
+from __future__ import annotations
+
+import stat
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple
+
+from mkmeta.codec.acl import mode_without_acl
+from mkmeta.codec.container import CONTENT_SIZE_MAX
+from mkmeta.codec.objects import decode_entry, unpack_rows
+from mkmeta.digest import DIGEST_SIZE
+from mkmeta.errors import FormatError
+from mkmeta.manifest.cursor import Cursor, Page
+from mkmeta.manifest.reader import ManifestReader
+from mkmeta.model import Directory, RegularFile
+
+_PLAIN: Final = 9  # fields of a file without xattrs
+_TYPE_SHIFT: Final = 12
+_REGULAR: Final = stat.S_IFREG >> _TYPE_SHIFT
+_WHERE: Final = "a directory"
+_READ: Final = stat.S_IRGRP | stat.S_IROTH
+_SEARCH: Final = stat.S_IXGRP | stat.S_IXOTH
+_ACCESS_ACL: Final = b"system.posix_acl_access"
+
+
+def is_public(mode: int, xattrs: Iterable[tuple[bytes, bytes]] = ()) -> bool:
+    """Whether everybody may read a file, or search a directory: group and others, and nobody named in an ACL may not.
+
+    The owner may, whatever the mode is now. Who may enter the directories above is another question.
+    """
+    wanted = _SEARCH if stat.S_ISDIR(mode) else _READ
+    if mode & wanted != wanted:
+        return False
+    acl = next((value for name, value in xattrs if name == _ACCESS_ACL), None)
+    if acl is None:
+        return True
+    try:
+        return mode_without_acl(mode, acl) & wanted == wanted
+    except ValueError:
+        return False
+
+
+Take = Callable[[bytes, int], None]  # digest and size of a file
+
+
+class Totals(NamedTuple):
+    """Files that are inside, each name counted, and the sum of their sizes."""
+
+    files: int
+    size: int
+
+
+def visit_files(reader: ManifestReader, take: Take, *, public: bool) -> None:
+    """Has `take` told of every file that may have content, or, if `public`, of those that everybody may read.
+
+    One is told of at least once. Raises FormatError.
+    """
+    top = reader.root.directory
+    if public and not is_public(top.mode, top.xattrs):
+        return
+    seen = bytearray(reader.objects)
+
+    def read(rows: list[Any]) -> None:
+        for row in rows:
+            if public and not is_public(row[1], _xattrs(row)):
+                continue
+            take(row[7], row[6])
+
+    stack = [_Level(reader, top, read)]
+    while stack:
+        below = next(stack[-1], None)
+        if below is None:
+            stack.pop()
+        elif not public or is_public(below.mode, below.xattrs):
+            number = reader.object_number(below.children, "directory")
+            if not seen[number]:
+                seen[number] = 1
+                stack.append(_Level(reader, below, read))
+
+
+def count_inside(reader: ManifestReader, is_inside: Callable[[bytes, int], bool]) -> Totals:
+    """How much of the expanded tree is inside; `is_inside` says so of a digest and a size. Raises FormatError."""
+    known = bytearray(reader.objects)
+    files, sizes = array("Q", bytes(8 * reader.objects)), array("Q", bytes(8 * reader.objects))
+    levels = [_Counting(reader, reader.root.directory, is_inside)]
+    while True:
+        level = levels[-1]
+        below = next(level.cursor, None)
+        if below is None:
+            levels.pop()
+            if not levels:
+                return Totals(level.files, level.size)
+            number = level.number
+            known[number], files[number], sizes[number] = 1, level.files, level.size
+            levels[-1].add(level.files, level.size)
+            continue
+        number = reader.object_number(below.children, "directory")
+        if known[number]:
+            levels[-1].add(files[number], sizes[number])
+        else:
+            levels.append(_Counting(reader, below, is_inside, number))
+
+
+class _Counting:
+    """A directory whose files are counted."""
+
+    __slots__ = ("_is_inside", "cursor", "files", "number", "size")
+
+    def __init__(
+        self, reader: ManifestReader, directory: Directory, is_inside: Callable[[bytes, int], bool], number: int = -1
+    ) -> None:
+        self.cursor = _Level(reader, directory, self._take)
+        self.number = number
+        self.files = self.size = 0
+        self._is_inside = is_inside
+
+    def add(self, files: int, size: int) -> None:
+        """What is below a directory in it."""
+        self.files += files
+        self.size += size
+
+    def _take(self, rows: list[Any]) -> None:
+        for row in rows:
+            if self._is_inside(row[7], row[6]):
+                self.add(1, row[6])
+
+
+class _Level(Cursor[Directory]):
+    """Gives the directories in one, and has somebody told of the files that may have content, once."""
+
+    __slots__ = ("_read_rows", "_told")
+
+    def __init__(self, reader: ManifestReader, directory: Directory, read: Callable[[list[Any]], None]) -> None:
+        super().__init__(reader, directory, b"")
+        self._read_rows = read
+        self._told = -1  # last page: pages may be read more than once
+
+    def _read(self, page: Page, pages: int) -> tuple[list[Directory], bytes, bytes]:
+        data = self._reader.page_bytes(page, self._path)
+        rows = unpack_rows(data)
+        files, directories = [], []
+        total = len(rows)
+        for row in rows:
+            if type(row) is list and len(row) == _PLAIN and type(row[1]) is int and row[1] >> _TYPE_SHIFT == _REGULAR:
+                if _may_have_content(row):
+                    files.append(row)
+                continue
+            node = decode_entry(row, _WHERE).node
+            if isinstance(node, Directory):
+                directories.append(node)
+                total += node.entries
+            elif isinstance(node, RegularFile) and _may_have_content(row):
+                files.append(row)
+        first, last = (rows[0][0], rows[-1][0]) if rows else (b"", b"")
+        if type(first) is not bytes or type(last) is not bytes:
+            raise FormatError(f"{_WHERE}: a name that is not bytes")
+        self._reader.check_page(page, first, total, _WHERE)  # or the whole might be larger than it says
+        if self._told < self._number:
+            self._told = self._number
+            self._read_rows(files)
+        return directories, first, last
+
+
+def _may_have_content(row: Any) -> bool:
+    size, digest = row[6], row[7]
+    return type(size) is int and 0 < size <= CONTENT_SIZE_MAX and type(digest) is bytes and len(digest) == DIGEST_SIZE
+
+
+def _xattrs(row: list[Any]) -> Iterable[tuple[bytes, bytes]]:
+    return zip(row[_PLAIN][::2], row[_PLAIN][1::2], strict=True) if len(row) > _PLAIN else ()

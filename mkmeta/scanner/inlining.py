@@ -1,0 +1,143 @@
+"""Whose content a scan takes into the manifest (formats/manifest.md sections 2.6 and 7), and what becomes of it.
+
+A content is taken when its file was read for its digests, never by reading once more. Equal contents are taken once, as
+far as a table that all workers share remembers; the writer finds one that was taken twice, and what is of no file.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from mkmeta.codec.container import CONTENT_SIZE_MAX
+from mkmeta.errors import UsageError
+from mkmeta.manifest.content_walk import is_public
+from mkmeta.manifest.content_writer import ContentFrame, FramePacker
+from mkmeta.manifest.contents import Contents
+from mkmeta.model import DigestName
+from mkmeta.pattern import Patterns, State
+
+_SLOTS: Final = 1 << 21  # contents remembered, eight bytes each; what a content that was forgotten costs is its bytes
+_KEY_BYTES: Final = 8
+_NO_RULE: Final = -1
+
+InlineRule = tuple[bytes, int]  # pattern, empty for all files; bytes that a file may have
+
+
+class Inline(NamedTuple):
+    """What holds at a directory: whether everybody may come there, the last rule that matches it, what may follow."""
+
+    public: bool
+    rule: int
+    state: State
+
+
+class Inlining:
+    """The rules of a scan. Workers inherit it."""
+
+    def __init__(self, rules: Sequence[InlineRule], *, everything: bool, base: Contents | None) -> None:
+        """`everything`: also files that not everybody may read. `base`: contents that need not be taken again.
+
+        Raises UsageError for a bad pattern.
+        """
+        self._sizes = [size for _, size in rules] + [0]  # of no rule: the last
+        self._everything = everything
+        self._base = base
+        self._patterns = Patterns([pattern or b"**" for pattern, _ in rules])
+        self._taken = mmap.mmap(-1, _SLOTS * _KEY_BYTES)
+        if base is not None:
+            base.prepare()
+
+    def start(self) -> Inline:
+        """At the root."""
+        return Inline(True, _NO_RULE, self._patterns.start())
+
+    def within(self, here: Inline, mode: int, acl: bytes | None) -> Inline | None:
+        """What holds in a directory, given its own mode and ACL; None: nothing in it is taken."""
+        xattrs = ((b"system.posix_acl_access", acl),) if acl is not None else ()
+        if not self._everything and not (here.public and is_public(mode, xattrs)):
+            return None
+        return here
+
+    def below(self, here: Inline | None, name: bytes) -> Inline | None:
+        """What holds at a name in a directory; None: nothing can be taken there."""
+        if here is None:
+            return None
+        rule, state = here.rule, here.state
+        if state:
+            state, matched = self._patterns.advance(state, name)
+            if matched:
+                rule = max(rule, matched[-1])
+            state = tuple(position for position in state if position[0] > rule)  # a later rule overrides
+        if not state and not self._sizes[rule]:
+            return None
+        return Inline(here.public, rule, state)
+
+    def limit(self, here: Inline | None, name: bytes) -> int:
+        """How many bytes a file of this name may have to be taken; 0: none."""
+        if here is None:
+            return 0
+        if not here.state:
+            return self._sizes[here.rule]
+        _, matched = self._patterns.advance(here.state, name)
+        return self._sizes[max(here.rule, matched[-1])] if matched else self._sizes[here.rule]
+
+    def wants(self, mode: int, xattrs: Sequence[bytes]) -> bool:
+        """Whether a file may be taken, given its mode and its xattrs, names and values in turn."""
+        return self._everything or is_public(mode, zip(xattrs[::2], xattrs[1::2], strict=True))
+
+    def has(self, digest: bytes, size: int) -> bool:
+        """Whether the base has a content."""
+        return self._base is not None and self._base.find_bytes(digest, size) >= 0
+
+    def claim(self, digest: bytes) -> bool:
+        """Whether a content is still to be taken; it is from now on taken, by who asked."""
+        place = int.from_bytes(digest[_KEY_BYTES : 2 * _KEY_BYTES], "little") % _SLOTS * _KEY_BYTES
+        key = digest[:_KEY_BYTES]
+        if self._taken[place : place + _KEY_BYTES] == key:
+            return False
+        self._taken[place : place + _KEY_BYTES] = key
+        return True
+
+
+class Collector:
+    """What a worker's lanes have taken: put into frames, and handed on."""
+
+    def __init__(self, inlining: Inlining, send: Callable[[ContentFrame], None]) -> None:
+        """`send` is called by whichever lane fills a frame."""
+        self._inlining = inlining
+        self._send = send
+        self._lock = threading.Lock()
+        self._packer = FramePacker()
+
+    def add(self, digest: bytes, data: bytes) -> None:
+        """Takes a content, unless it is there already. The last one that came is as good as any."""
+        if self._inlining.has(digest, len(data)) or not self._inlining.claim(digest):
+            return
+        with self._lock:
+            frame = self._packer.add(digest, data)
+        if frame is not None:
+            self._send(frame)
+
+    def flush(self) -> None:
+        """Hands on what there is."""
+        with self._lock:
+            frame = self._packer.take()
+        if frame is not None:
+            self._send(frame)
+
+
+def check_rules(rules: Sequence[InlineRule], digests: Sequence[DigestName]) -> None:
+    """Raises UsageError for rules that cannot be followed."""
+    if any(size for _, size in rules) and DigestName.BLAKE3 not in digests:
+        raise UsageError(
+            "--inline needs BLAKE3 digests: a content is found by that of its file",
+            hint="use --digest blake3, or verity,blake3, which is the default",
+        )
+    for pattern, size in rules:
+        if size > CONTENT_SIZE_MAX:
+            raise UsageError(
+                f"--inline takes files up to {CONTENT_SIZE_MAX >> 20}M, not of {size} bytes", path=pattern or None
+            )
