@@ -25,6 +25,8 @@ from mkmeta.workers import available_processors
 
 _JOBS_PER_PROCESSOR = 4  # more only wait, and take memory
 
+_SIZE = re.compile(r"([0-9]{1,12})([KMG]?)", re.ASCII)
+
 _CONFIG = {
     "root": "volume",
     "output": "manifest",
@@ -32,6 +34,7 @@ _CONFIG = {
     "hide": "hide",
     "drop_xattr": "drop-xattr",
     "digest": "digests",
+    "inline": "inline",
     "hard_links": "hard-links",
 }
 
@@ -134,9 +137,9 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     what.add_argument(
         "--inline",
         metavar="[PATTERN=]SIZE",
-        type=_inline_rule,
-        action="append",
-        default=None,
+        type=_inline_text,
+        action=Listed,
+        default=[],
         help="take the content of files of at most SIZE bytes (64K, 1M; up to 4M) into the manifest: layers hold them "
         "whole, so that opening and reading them asks the volume nothing. With a PATTERN, of what it matches and of "
         "all below; the last rule that matches counts, 0 takes nothing. May be given many times; default: none",
@@ -201,8 +204,6 @@ def run(args: argparse.Namespace) -> ExitCode:
         raise UsageError("--json and a manifest cannot both go to stdout", hint="name a file with -o")
     if to_stdout and sys.stdout.isatty():
         raise UsageError("a manifest is not for a terminal", hint="name a file with -o, or use a pipe")
-    if args.config is not None and args.config.inline:
-        raise UsageError("'inline' is not for this mkmeta: it records no content of files", path=args.config.path)
     if (args.only or args.no_trust) and args.base is None:
         raise UsageError(f"{'--only' if args.only else '--no-trust'} goes with --base")
     started = time.monotonic()
@@ -223,9 +224,9 @@ def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptio
     hard_links = HardLinks(args.hard_links) if args.hard_links else HardLinks.SUBTREE
     if base is not None and args.hard_links is None:
         hard_links = base.info.hard_links
-    inline = tuple(args.inline or ())
+    inline = tuple(map(_inline_rule, args.inline))
     inline_all = args.inline_private
-    if args.inline is None and base is not None:
+    if not inline and base is not None:
         inline, inline_all = base.info.inline, inline_all or base.info.inline_all
     if args.inline_private and not inline:
         raise UsageError("--inline-private goes with --inline")
@@ -341,12 +342,19 @@ def _digests(text: str) -> tuple[DigestName, ...]:
     return tuple(name for name in DigestName if name in names)
 
 
-def _inline_rule(text: str) -> tuple[bytes, int]:
+def _inline_text(text: str) -> str:
     pattern, _, size = text.rpartition("=")
-    match = re.fullmatch(r"([0-9]{1,12})([KM]?)", size)
-    if match is None or (text != size and not pattern):
+    if not _SIZE.fullmatch(size) or (text != size and not pattern):
         raise argparse.ArgumentTypeError(f"{text!r} is neither SIZE nor PATTERN=SIZE, where SIZE is as 16K or 1M")
-    return os.fsencode(pattern), int(match[1]) << {"": 0, "K": 10, "M": 20}[match[2]]
+    return text
+
+
+def _inline_rule(text: str) -> tuple[bytes, int]:
+    """The pattern, empty where there is none, and the size in bytes."""
+    pattern, _, size = text.rpartition("=")
+    match = _SIZE.fullmatch(size)
+    assert match is not None
+    return os.fsencode(pattern), int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
 
 
 def _jobs(text: str) -> int:

@@ -139,7 +139,7 @@ def test_names_are_bytes(tmp_path: Path) -> None:
 @pytest.fixture
 def file(tmp_path: Path) -> str:
     path = tmp_path / "sw.toml"
-    path.write_text("\n".join(f"{key.name} = {key.example}" for key in KEYS if key.name != "inline"))
+    path.write_text("\n".join(f"{key.name} = {key.example}" for key in KEYS))
     return str(path)
 
 
