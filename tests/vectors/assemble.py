@@ -10,8 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import zstandard
+from blake3 import blake3
 
-from mkmeta.codec.container import END_MAGIC, FOOTER, FRAME_ROW, FRAME_SIZE_MAX, HEADER, MAGIC, OBJECT_ROW
+from mkmeta.codec.container import (
+    CONTENT_ROW,
+    CONTENT_TRAILER,
+    END_MAGIC,
+    FOOTER,
+    FRAME_ROW,
+    FRAME_SIZE_MAX,
+    HEADER,
+    MAGIC,
+    OBJECT_ROW,
+)
 from mkmeta.codec.info import encode_info
 from mkmeta.codec.packing import pack
 from mkmeta.digest import ObjectKind
@@ -32,6 +43,8 @@ class Parts:
     sizes: list[int] = field(default_factory=list)  # decompressed lengths
     frame_rows: dict[int, list[int]] = field(default_factory=dict)  # rows that are not what `frames` and `sizes` give
     object_rows: list[list[Value]] = field(default_factory=list)  # ID, frame, offset, length
+    contents: list[list[Value]] | None = None  # rows: name, frame, offset, length; None: no table
+    trailer: dict[str, Value] = field(default_factory=dict)
     footer: dict[str, Value] = field(default_factory=dict)
 
     def encode(self) -> bytes:
@@ -41,6 +54,12 @@ class Parts:
         for number, frame in enumerate(self.frames):
             rows.append(self.frame_rows.get(number, [len(data), len(frame), self.sizes[number]]))
             data += frame
+        if self.contents is not None:
+            data += b"".join(CONTENT_ROW.pack(*row) for row in self.contents)
+            first = min((row[1] for row in self.contents), default=len(rows))
+            data += CONTENT_TRAILER.pack(
+                *({"rows": len(self.contents), "first": first, "zero": 0} | self.trailer).values()
+            )
         frame_table = len(data)
         data += b"".join(FRAME_ROW.pack(*row) for row in rows)
         object_table = len(data)
@@ -142,6 +161,26 @@ class Draft:
         if facts is not None:
             parts.footer["facts"] = tuple(facts)
         return parts
+
+
+def add_contents(parts: Parts, *frames: list[bytes]) -> None:
+    """Adds contents, each list in a frame, with valid rows."""
+    parts.header[2] |= 1
+    rows = parts.contents = []
+    for contents in frames:
+        at = 0
+        for content in contents:
+            rows.append([blake3(content).digest(), len(parts.frames), at, len(content)])
+            at += len(content)
+        data = b"".join(contents)
+        parts.frames.append(compress(data))
+        parts.sizes.append(len(data))
+    rows.sort()
+
+
+def holding(name: bytes, content: bytes) -> list[Value]:
+    """A file with the BLAKE3 of its content."""
+    return entry(name, 0o100644, len(content), blake3(content).digest(), None)
 
 
 def compress(data: bytes) -> bytes:

@@ -29,6 +29,7 @@ class Case:
     digests: tuple[DigestName, ...] = ()
     facts: bool = False
     info: Info = INFO
+    contents: tuple[bytes, ...] = ()
 
 
 def _content(content: bytes, digests: tuple[DigestName, ...] = BOTH, mode: int = 0o100644) -> RegularFile:
@@ -237,7 +238,27 @@ def _sums() -> Case:
     )
 
 
+def _contents() -> Case:
+    """`info.counts` are what the writer finds."""
+    small, same, edge = b"small\n", b"the same\n", bytes(5000)
+    tree = _root(
+        a=Tree(children={b"1": _content(small), b"2": _content(same), b"empty": _content(b"")}),
+        b=Tree(mode=0o040700, children={b"same": _content(same, mode=0o100600), b"edge": _content(edge)}),
+        large=_content(bytes(6000)),
+    )
+    counts = {"inline_files": 4, "inline_bytes": len(small) + 2 * len(same) + len(edge)}
+    return Case(
+        why="Contents of files, one of them of two files. The ID is that of the same tree without contents.",
+        tree=tree,
+        digests=BOTH,
+        info=dataclasses.replace(INFO, inline=((b"", 5000), (b"b", 9999)), inline_all=True, counts=counts),
+        contents=(edge, same, small),
+    )
+
+
 CASES: dict[str, Case] = {
+    "contents": _contents(),
+    "no-contents": dataclasses.replace(_contents(), why="The tree of contents, without.", info=INFO, contents=()),
     "hello": _hello(),
     "empty-directory": Case(why="One empty opaque directory.", tree=_root(empty=Tree())),
     "empty-root": Case(why="Nothing was recorded: only the root may be an empty merge directory.", tree=_root()),

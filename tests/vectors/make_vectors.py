@@ -5,13 +5,13 @@ The compressed bytes depend on the version of zstd; IDs, objects and listings mu
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from mkmeta.errors import FormatError
-from mkmeta.manifest.check import check
+from mkmeta.manifest.check import check_all
 from mkmeta.manifest.reader import ManifestReader
 from tests.vectors.cases import CASES, Case
 from tests.vectors.explain import explain
@@ -25,9 +25,18 @@ EXAMPLE = TOP / "examples" / "read_manifest.py"
 
 def manifest_of(case: Case) -> bytes:
     """The case's manifest file as the writer makes it today."""
-    stream = io.BytesIO()
-    write_tree(stream, case.tree, links=case.links, digests=case.digests, info=case.info, facts=case.facts)
-    return stream.getvalue()
+    with tempfile.TemporaryFile() as stream:
+        write_tree(
+            stream,
+            case.tree,
+            links=case.links,
+            digests=case.digests,
+            info=case.info,
+            facts=case.facts,
+            contents=case.contents,
+        )
+        stream.seek(0)
+        return stream.read()
 
 
 def run_example(manifest: Path) -> subprocess.CompletedProcess[str]:
@@ -39,7 +48,7 @@ def refusal(manifest: Path) -> str:
     """What mkmeta has against a file. Raises ValueError when it has nothing."""
     try:
         with ManifestReader.open(str(manifest)) as reader:
-            check(reader)
+            check_all(reader)
     except FormatError as error:
         return error.message
     raise ValueError(f"{manifest} was not refused")

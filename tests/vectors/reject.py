@@ -6,10 +6,24 @@ from collections.abc import Callable, Iterator
 from itertools import islice, product
 
 import zstandard
+from blake3 import blake3
 
 from mkmeta.codec.packing import pack
 from mkmeta.digest import ObjectKind
-from tests.vectors.assemble import Draft, Parts, Value, compress, entry, facts, file, handmade_frame, sized, total
+from tests.vectors.assemble import (
+    Draft,
+    Parts,
+    Value,
+    add_contents,
+    compress,
+    entry,
+    facts,
+    file,
+    handmade_frame,
+    holding,
+    sized,
+    total,
+)
 from tests.vectors.trees import INFO, PAGE_BYTES
 
 REG, DIR, LNK, CHR, BLK, FIFO, SOCK = 0o100644, 0o040755, 0o120777, 0o020600, 0o060600, 0o010600, 0o140600
@@ -793,6 +807,84 @@ def _two_pages(draft: Draft, record: Value) -> bytes:
     return draft.finish(top=draft.add(ObjectKind.DIRECTORY, rows), count=2, facts=draft.add_facts(record)).encode()
 
 
+def holding_file() -> Parts:
+    """A valid file with contents: two in a frame, one in another."""
+    draft = Draft()
+    below = draft.folder(b"d", *(holding(b"%d" % number, content) for number, content in enumerate(CONTENTS)))
+    parts = draft.finish(below, root={9: ["blake3"]}, info=info_values() | {"inline": [[b"", 9]], "inline_all": 1})
+    add_contents(parts, [CONTENTS[0], CONTENTS[1]], [CONTENTS[2]])
+    return parts
+
+
+CONTENTS = (b"one", b"two", b"three")
+
+
+def content_cases() -> Iterator[tuple[str, bytes]]:
+    """Contents, their table, and what info says of them."""
+
+    def row(number: int, column: int, value: Value) -> bytes:
+        parts = holding_file()
+        assert parts.contents is not None
+        parts.contents[number][column] = value
+        return parts.encode()
+
+    def trailer(**values: Value) -> bytes:
+        parts = holding_file()
+        parts.trailer = values
+        return parts.encode()
+
+    names = sorted(blake3(content).digest() for content in CONTENTS)
+    lengths = {blake3(content).digest(): len(content) for content in CONTENTS}
+    longest = names.index(blake3(CONTENTS[2]).digest())
+    other = (longest + 1) % 3
+    yield "content-digest", row(longest, 0, names[longest][:31] + bytes((names[longest][31] ^ 1,)))
+    yield "content-longer", row(other, 3, lengths[names[other]] + 3)
+    yield "content-shorter", row(longest, 3, 4)
+    yield "content-beyond-frame", row(longest, 3, 6)
+    yield "content-empty", row(longest, 3, 0)
+    yield "content-too-long", row(longest, 3, 2**22 + 1)
+    yield "content-frame-absent", row(longest, 1, 9)
+    yield "content-in-frame-of-objects", trailer(first=3)
+    yield "content-frame-has-objects", trailer(first=0)
+    yield "content-first-frame", trailer(first=9)
+    yield "content-count", trailer(rows=4)
+    yield "content-count-huge", trailer(rows=2**63)
+    yield "content-reserved", trailer(zero=1)
+    parts = holding_file()
+    assert parts.contents is not None
+    yield "content-unsorted", _with_rows(parts.contents[::-1])
+    yield "content-duplicate", _with_rows([parts.contents[0], *parts.contents])
+    parts = Draft().finish()
+    parts.header[2] = 1
+    yield "content-table-absent", parts.encode()
+    for name, content, size in (("of-no-file", b"nobody's", 0), ("of-a-file-of-another-size", b"one", 4)):
+        parts = Draft().finish(
+            entry(b"f", REG, size, blake3(content if size else b"").digest(), None), root={9: ["blake3"]}
+        )
+        add_contents(parts, [content])
+        yield f"content-{name}", parts.encode()
+    parts = Draft().finish(file(size=3))  # no digests are recorded
+    add_contents(parts, [b"one"])
+    yield "content-of-a-file-without-digest", parts.encode()
+    infos: dict[str, dict[str, Value]] = {
+        "rules-integer": {"inline": 1},
+        "rule-of-one": {"inline": [[b""]]},
+        "rule-of-text": {"inline": [["", 1]]},
+        "rule-negative": {"inline": [[b"", -1]]},
+        "rules-too-many": {"inline": [[b"", 1]] * 65_537},
+        "all-zero": {"inline_all": 0},
+        "all-true": {"inline_all": True},
+    }
+    for name, values in infos.items():
+        yield f"info-inline-{name}", Draft().finish(file(), info=info_values() | values).encode()
+
+
+def _with_rows(rows: list[list[Value]]) -> bytes:
+    parts = holding_file()
+    parts.contents = rows
+    return parts.encode()
+
+
 REJECTED: dict[str, bytes] = {
     name: data
     for cases in (
@@ -810,6 +902,7 @@ REJECTED: dict[str, bytes] = {
         facts_cases,
         count_cases,
         page_facts_cases,
+        content_cases,
     )
     for name, data in cases()
 }

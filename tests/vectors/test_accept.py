@@ -11,10 +11,22 @@ import zstandard
 from examples import read_manifest as example
 from mkmeta.codec.packing import pack
 from mkmeta.digest import ObjectKind
-from mkmeta.manifest.check import check
+from mkmeta.manifest.check import check_all
 from mkmeta.manifest.reader import ManifestReader
-from tests.vectors.assemble import Draft, Parts, Value, compress, entry, facts, file, handmade_frame, sized
-from tests.vectors.reject import changed, info_values
+from tests.vectors.assemble import (
+    Draft,
+    Parts,
+    Value,
+    add_contents,
+    compress,
+    entry,
+    facts,
+    file,
+    handmade_frame,
+    holding,
+    sized,
+)
+from tests.vectors.reject import changed, holding_file, info_values
 
 
 def odd_files() -> Iterator[tuple[str, bytes]]:
@@ -62,6 +74,17 @@ def odd_files() -> Iterator[tuple[str, bytes]]:
     draft = Draft()
     inner = draft.folder(b"m", entry(b"p", 0o010000), kind=0)
     yield "fifo in the skeleton", draft.finish(inner).encode()
+    yield "contents", holding_file().encode()
+    parts = holding_file()
+    parts.sizes[-1] += 5
+    parts.frames[-1] = compress(zstandard.decompress(parts.frames[-1]) + b"extra")
+    yield "a gap in a frame of contents", parts.encode()
+    parts = Draft().finish(file(), info=info_values() | {"inline": []})
+    add_contents(parts)
+    yield "a table of no contents", parts.encode()
+    parts = Draft().finish(*(holding(name, bytes(2**22)) for name in (b"a", b"b")), root={9: ["blake3"]})
+    add_contents(parts, [bytes(2**22)])
+    yield "a content of 4 MiB, of two files", parts.encode()
     draft = Draft()
     same = draft.folder(b"a", file())
     yield "equal directories", draft.finish(same, [b"b", *same[1:]]).encode()
@@ -139,7 +162,7 @@ def test_both_readers_accept(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "odd.mkm"
     path.write_bytes(data)
     with ManifestReader.open(str(path)) as reader:
-        check(reader)
+        check_all(reader)
     assert example.main(["", str(path)]) == 0
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from blake3 import blake3
 
 from examples import read_manifest as example
 from mkmeta.codec.container import FOOTER, FRAME_ROW, OBJECT_ROW
-from mkmeta.manifest.check import check
+from mkmeta.manifest.check import check_all
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NS, Device, Directory, LinkRow, Node, PrimaryRow, RegularFile, Special, Symlink
 from tests.vectors.cases import CASES
@@ -86,7 +87,7 @@ def test_mkmeta_and_example_find_the_same_facts(name: str, capsys: pytest.Captur
     listing = capsys.readouterr().out
     assert listing == (VECTORS / name / "tree.txt").read_text()
     with ManifestReader.open(str(file)) as reader, file.open("rb") as stream:
-        check(reader)
+        check_all(reader)
         assert reader.id.hex() + "\n" == (VECTORS / name / "id.txt").read_text()
         container = example.Container(stream.fileno())
         seen = [
@@ -96,6 +97,8 @@ def test_mkmeta_and_example_find_the_same_facts(name: str, capsys: pytest.Captur
         assert list(joined(reader)) == seen
         assert (reader.facts_place is not None) == CASES[name].facts
         assert reader.info == CASES[name].info
+        found = reader.contents.table if reader.contents is not None else ()
+        assert {row[0] for row in found} == {blake3(content).digest() for content in CASES[name].contents}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,6 +111,7 @@ def test_the_writer_still_makes_these_objects(name: str) -> None:
 
 def test_what_the_cases_are_there_for() -> None:
     """That the vectors show what why.txt says."""
+    assert (VECTORS / "contents/id.txt").read_text() == (VECTORS / "no-contents/id.txt").read_text()
     footers = {name: FOOTER.unpack((VECTORS / name / "manifest.mkm").read_bytes()[-96:]) for name in NAMES}
     assert footers["many-frames"][1] >= 4
     assert footers["facts"][5] == footers["no-facts"][5]

@@ -10,11 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from blake3 import blake3
+
 from mkmeta.codec.container import Location
 from mkmeta.codec.facts import PageFacts, encode_facts, encode_page_facts
 from mkmeta.codec.info import Info
 from mkmeta.codec.objects import PageRow, encode_entry, encode_page, encode_page_rows
 from mkmeta.digest import ObjectId, ObjectKind
+from mkmeta.manifest.content_writer import ContentWriter, FramePacker
 from mkmeta.manifest.cursor import counts_of
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import (
@@ -70,17 +73,24 @@ def write_tree(
     info: Info = INFO,
     facts: bool = False,
     backwards: bool = False,
+    contents: Sequence[bytes] = (),
 ) -> ObjectId:
     """Writes a manifest and returns its ID.
 
     `links` maps paths to the primary of the same inode. With `facts`, inode numbers and change times are made up from
     the names, and inodes have the names in `links` and one more. `backwards` writes siblings in the other order, which
-    must not matter.
+    must not matter. `contents` are those of files; for them, the stream must be a file.
     """
     rows = link_rows(links or {})
     nlinks = {row.path: row.nlink + 1 for row in rows if isinstance(row, PrimaryRow)}
     nlinks |= {row.path: nlinks[row.target] for row in rows if isinstance(row, LinkRow)}
-    with ManifestWriter(stream) as writer:
+    taken = ContentWriter(everything=True) if contents else None
+    with ManifestWriter(stream, taken) as writer:
+        packer = FramePacker()
+        for content in contents:
+            assert packer.add(blake3(content).digest(), content) is None
+        if frame := packer.take():
+            writer.add_contents(frame)
         top, place, _ = _add(writer, tree, b"", nlinks if facts else None, backwards)
         index = writer.add_links(rows)
         return writer.finish(Root(directory=top, links=index, digests=digests), info, place)
