@@ -8,7 +8,6 @@ devices included.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections import Counter
@@ -189,13 +188,9 @@ class LayerVisitor:
 
     def _is_whole(self, name: bytes) -> bool:
         """Whether a file of the layer holds data, which can be compared: with nothing to say that it is elsewhere."""
-        if self._data is None:
-            return False
-        try:
-            os.getxattr(name, self._layer.plan.names.metacopy, follow_symlinks=False)
-        except OSError as error:
-            return error.errno == errno.ENODATA
-        return False
+        names = self._layer.plan.names
+        found = os.listxattr(name, follow_symlinks=False) if self._data is not None else [names.metacopy]
+        return not {names.metacopy, names.redirect}.intersection(map(os.fsencode, found))
 
 
 def wrong_count(found: int, recorded: int, *, shared: bool) -> bool:
