@@ -83,12 +83,12 @@ def run(args: argparse.Namespace) -> int:
     assert isinstance(store, bytes)
     patient = Patient(
         lower=volume,
-        store=store if os.path.isdir(store) else None,
+        store=store,
         runtime_dir=os.environb.get(b"XDG_RUNTIME_DIR"),
         userxattr=bool(values.get("userxattr")),
     )
-    found = [finding for finding in diagnose(patient) if finding.level is not Level.OK]
-    data = config_text(_head(found, output), values, _remarks(found, os.path.isdir(store)))
+    found = [finding for finding in diagnose(patient) if not _goes_without_saying(finding)]
+    data = config_text(_head(found, output), values, _remarks(found))
     parse_config(data, output)  # what is written can be read
     _write(output, data)
     _report(args, output, found)
@@ -139,27 +139,33 @@ def _head(found: Sequence[Finding], output: bytes) -> list[str]:
         f"--config {file}",
         f"On the hosts that mount it:  mkmeta units --config {file} --install",
     ]
-    about = [finding for finding in found if _key_of(finding, store_is_there=True) is None]
+    about = [finding for finding in found if _key_of(finding) is None]
     if about:
         head += ["", "This host, by `mkmeta doctor`:"]
         head += [_words(finding) for finding in about]
     return head
 
 
-def _remarks(found: Sequence[Finding], store_is_there: bool) -> dict[str, list[str]]:
+def _remarks(found: Sequence[Finding]) -> dict[str, list[str]]:
     remarks: dict[str, list[str]] = {}
     for finding in found:
-        key = _key_of(finding, store_is_there=store_is_there)
+        key = _key_of(finding)
         if key is not None:
             remarks.setdefault(key, []).append(_words(finding))
     return remarks
 
 
-def _key_of(finding: Finding, *, store_is_there: bool) -> str | None:
+def _goes_without_saying(finding: Finding) -> bool:
+    return finding.level is Level.OK or (finding.id == "store" and finding.level is Level.NOTE)  # there is none yet
+
+
+def _key_of(finding: Finding) -> str | None:
     """The key that a finding of doctor's is about; None: the host."""
-    if finding.path is None:
-        return "profile" if finding.id.startswith("kernel-overlay") else None
-    return "store" if finding.id.startswith("store") and store_is_there else "volume"
+    if finding.id.startswith(("profile-", "containers", "switching")):
+        return "profile"
+    if finding.path is None or finding.id == "run-dir":
+        return None
+    return "store" if finding.id.startswith("store") else "volume"
 
 
 def _words(finding: Finding) -> str:

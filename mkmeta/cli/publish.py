@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 
 from mkmeta.cli.arguments import filled
 from mkmeta.cli.config_option import add_config
@@ -76,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
     store = Store.open(args.store)
     with store.publish_lock("publish", wait=args.wait, note=notes(args)):
         generation = _generation(store, args.generation)
-        with contextlib.suppress(OSError):  # no such directory: `publish` says so
-            check_outside_layers(args.pointer)
+        with contextlib.suppress(OSError):  # `publish` says so
+            check_outside_layers(_in_what_is_there(args.pointer))
         done = publish(store, args.pointer, generation, rollback=args.rollback, wait=args.wait, note=notes(args))
     for name, why in done.stubborn:
         note(f"mkmeta: {printable(name)}: an old manifest that cannot be removed: {why}")
@@ -93,6 +94,14 @@ def _generation(store: Store, number: int | None) -> Generation:
         hint = "mkmeta build MANIFEST --store STORE adds one"
         raise NoGenerationError("has no current generation", path=store.path, hint=hint)
     return generation
+
+
+def _in_what_is_there(path: bytes) -> bytes:
+    """The same name, in the nearest directory on its way that exists."""
+    directory, name = os.path.split(os.path.abspath(path))
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
+    return os.path.join(directory, name)
 
 
 def _report(pointer: Pointer, args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, UsageError, human_bytes, printable, reason
+from mkmeta.linux.parents import make_directory
 from mkmeta.manifest.output import atomic_output, spooled_output
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import WORKERS_MAX
@@ -253,6 +254,8 @@ def _run(args: argparse.Namespace, options: ScanOptions, *, to_stdout: bool) -> 
         with spooled_output(sys.stdout.buffer) as stream:
             return _scan(args, options, stream)
     _check_outside(args.output, args.root)
+    if "output" in args.from_config:  # the place that `mkmeta init` chose, on a host that has nothing yet
+        make_directory(os.path.dirname(args.output))
     with atomic_output(args.output) as stream:
         return _scan(args, options, stream)
 

@@ -20,7 +20,7 @@ from mkmeta.errors import (
     reason,
 )
 from mkmeta.host.checks import check_layer, check_writable, id_of
-from mkmeta.host.place import check_place, check_uncovered, real_path, real_point
+from mkmeta.host.place import check_place, check_uncovered, make_point, real_path, real_point
 from mkmeta.host.volume import Volume, check_is_the_one, look, shows_through
 from mkmeta.linux.asking import reused
 from mkmeta.linux.filesystem import is_overlay
@@ -92,14 +92,24 @@ def activate(request: Request, run: RunDirectory, note: Note) -> Activated:
     live = next(reversed(layers_at(point, run)), None)
     volume = _volume(request, point, live)
     check_place(point, store=real_path(request.store), lower=volume.path, run=run)
-    if live is None:
-        check_uncovered(point, note, over=request.over)
-    stale = live is not None and not shows_through(live)
-    with held(run.lock, "activate", wait=request.wait, note=note):
-        now = settle(point, run)
-        if now is None and live is not None:  # it went meanwhile, and what was below it has not been looked at
+    made_it = live is None and make_point(point)
+    try:
+        if live is None:
             check_uncovered(point, note, over=request.over)
-        return _activate(replace(request, point=point), now, volume, run, note, stale=stale)
+        stale = live is not None and not shows_through(live)
+        with held(run.lock, "activate", wait=request.wait, note=note):
+            now = settle(point, run)
+            if now is None and live is not None:  # it went meanwhile, and what was below it has not been looked at
+                check_uncovered(point, note, over=request.over)
+            done = _activate(replace(request, point=point), now, volume, run, note, stale=stale)
+    except BaseException:
+        if made_it:
+            with contextlib.suppress(OSError):  # somebody has put something there
+                os.rmdir(point)
+        raise
+    if made_it:
+        note(f"note: {printable(point)}: made, as a mount point")
+    return done
 
 
 def _activate(

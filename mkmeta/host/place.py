@@ -13,6 +13,7 @@ from typing import Final
 from mkmeta.errors import MountError, RefusedError, UsageError, printable, reason
 from mkmeta.linux.asking import NoAnswerError, ask
 from mkmeta.linux.mountinfo import Mount, mounts, seen_at, visible_at
+from mkmeta.linux.parents import make_directory
 from mkmeta.mounts.run import RunDirectory
 
 SECONDS: Final = 10.0  # for the directories on the way to the mount point, which are local
@@ -24,6 +25,7 @@ _SYSTEM: Final = frozenset(
 _KERNELS: Final = (b"/proc/", b"/sys/", b"/dev/")
 _MEMORY: Final = b"/dev/shm/"  # files of anybody's making
 _NAMED: Final = 3  # names in a message
+_POINT_MODE: Final = 0o755  # whatever the umask: users go through it while nothing is mounted, too
 
 Note = Callable[[str], None]
 
@@ -77,7 +79,10 @@ def check_place(point: bytes, *, store: bytes, lower: bytes, run: RunDirectory) 
 
 
 def check_uncovered(point: bytes, note: Note, *, over: bool) -> None:
-    """Says what a first mount hides; raises RefusedError for that unless `over`, UsageError where no directory is."""
+    """Says what a first mount hides; raises RefusedError for that unless `over`, UsageError where no directory is.
+
+    Call `make_point` before.
+    """
     try:
         directory, names = ask(partial(_names, point), SECONDS)
     except NoAnswerError:
@@ -109,6 +114,27 @@ def check_uncovered(point: bytes, note: Note, *, over: bool) -> None:
             hint="mount it at an empty directory, or cover this with --over: it comes back when the layer goes",
         )
     note(f"note: {printable(point)}: hides {hidden[0]}")
+
+
+def make_point(point: bytes) -> bool:
+    """Makes a mount point where nothing is, if the directory above is there. Returns whether it did: then it is the
+    caller's to remove when nothing is mounted. `point` is a path that `check_place` let pass. Raises MountError, and
+    UsageError when it cannot be made.
+    """
+    try:
+        return ask(partial(_make, point), SECONDS)
+    except NoAnswerError:
+        raise MountError("the mount point does not answer", path=point, hint="unmount what is mounted there") from None
+    except OSError as error:
+        hint = "make the directory first"
+        raise UsageError(f"the mount point cannot be made: {reason(error)}", path=point, hint=hint) from None
+
+
+def _make(point: bytes) -> bool:
+    if os.path.lexists(point) or not make_directory(point):
+        return False
+    os.chmod(point, _POINT_MODE)
+    return True
 
 
 def _names(point: bytes) -> tuple[bool, list[bytes]]:

@@ -70,8 +70,10 @@ class StoreChecks:
         place = self.path
         if not os.path.lexists(place):
             place = os.path.dirname(os.path.abspath(place))
+            if not os.path.lexists(place):
+                place = os.path.dirname(place)  # `build --store` makes this one as well
             if not os.path.isdir(place):
-                yield failure("store", "there is no such directory", "make the directory it goes into", place)
+                yield failure("store", "there is no such directory", "make the directories above it", place)
                 return
             yield note(
                 "store",

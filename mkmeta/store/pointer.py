@@ -13,6 +13,7 @@ from typing import Final
 
 from mkmeta.digest import ObjectId
 from mkmeta.errors import StoreError, UsageError, path_fields, reason
+from mkmeta.linux.parents import make_directory
 from mkmeta.manifest.output import atomic_output
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NS
@@ -85,12 +86,14 @@ def publish(
 
     `rollback` allows a number below the one announced, and has clients go back. Waits for others who publish to the
     same pointer, from a store of their own, up to `wait` seconds. Raises StoreError, LockedError, and MkmetaError when
-    something cannot be written; the pointer that was there is then still good.
+    something cannot be written; the pointer that was there is then still good. The pointer's directory is made, if the
+    one above is there and not empty.
     """
     directory, name = os.path.split(os.path.abspath(pointer_path))
     directory = os.path.realpath(directory)
     path = os.path.join(directory, name)
     _check_name(pointer_path, path, name)
+    _make_directory_of(pointer_path, directory)
     with _lock_of(directory, name, wait, note):
         before = _bytes_of(path)
         old = read_pointer(path) if before is not None else None
@@ -152,12 +155,24 @@ def _encode(pointer: Pointer) -> bytes:
 def _check_name(given: bytes, path: bytes, name: bytes) -> None:
     if os.path.islink(path):
         raise StoreError("is a symbolic link", path=given, hint="name the file itself: clients look beside it")
-    if not os.path.isdir(os.path.dirname(path)):
-        raise StoreError("the directory it goes into does not exist", path=given, hint="make it first")
     if os.path.isdir(path) or not name:
         raise UsageError("is a directory", path=given, hint="name a file for the pointer")
     if len(name) > _NAME_MAX:
         raise UsageError(f"the name of a pointer has at most {_NAME_MAX} bytes", path=given)
+
+
+def _make_directory_of(given: bytes, directory: bytes) -> None:
+    """Makes the directory of a first pointer, on a volume that is there: an empty one may be not mounted just now."""
+    try:
+        if os.path.isdir(directory):
+            return
+        if os.path.isdir(os.path.dirname(directory)) and not os.listdir(os.path.dirname(directory)):
+            hint = "mount the volume first; or make the directory, if that is right"
+            raise StoreError("would go into a new directory of an empty one", path=given, hint=hint)
+        make_directory(directory)
+    except OSError as error:
+        what = f"the directory it goes into does not exist, and cannot be made: {reason(error)}"
+        raise StoreError(what, path=given, hint="make it first") from None
 
 
 def _check_successor(

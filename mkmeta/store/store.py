@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from mkmeta.errors import NoGenerationError, StoreError, UsageError, reason
 from mkmeta.linux.names import list_names
+from mkmeta.linux.parents import make_directory
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.store.generation import GENERATIONS, Generation
 from mkmeta.store.lock import changed, held
@@ -57,12 +58,16 @@ class Store:
 
     @classmethod
     def open_or_create(cls, path: bytes) -> Self:
-        """Opens a store; makes it first where nothing or an empty directory is. Raises StoreError."""
+        """Opens a store; makes it first where nothing or an empty directory is, and the directory that it goes into.
+
+        Raises StoreError.
+        """
         _check_named(path)
         real = os.path.realpath(path)
         if not os.path.lexists(os.path.join(real, _ABOUT)):
-            made = False
+            made = above = False
             try:
+                above = make_directory(os.path.dirname(real))
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(real, _UNFINISHED_MODE)
                     made = True
@@ -72,7 +77,10 @@ class Store:
                     with contextlib.suppress(OSError):
                         os.rmdir(os.path.join(real, GENERATIONS))
                         os.rmdir(real)
-                missing = "the directory that it goes into must exist"
+                if above:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(os.path.dirname(real))
+                missing = "make the directories above first; the last of them would be made"
                 hint = missing if isinstance(error, FileNotFoundError) else None
                 raise StoreError(f"cannot be made: {reason(error)}", path=path, hint=hint) from None
         return cls.open(path)

@@ -69,7 +69,7 @@ def test_build_from_standard_input(place: Path) -> None:
         (["--store", "store", "--swap"], 2, "--swap and --discard go with DEST"),
         (["--store", "store", "--discard"], 2, "--swap and --discard go with DEST"),
         (["--store", "store", "--expect-id", "0" * 64], 11, "not the expected one"),
-        (["--store", "absent/store"], 1, "absent/store: cannot be made: no such file or directory"),
+        (["--store", "absent/x/store"], 1, "absent/x/store: cannot be made: no such file or directory"),
         (["--store", "."], 1, ".: is no store and not empty"),
     ],
 )
@@ -139,7 +139,7 @@ def test_publish_json(store: Path, capsys: Capture) -> None:
         (["store", "--pointer", "sw.json", "--generation", "1"], 1, "names generation 2, which is newer than 1"),
         (["absent", "--pointer", "sw.json"], 1, "absent: there is no such directory"),
         ([".", "--pointer", "sw.json"], 1, ".: is no store: it has no store.json"),
-        (["store", "--pointer", "absent/sw.json"], 1, "absent/sw.json: the directory it goes into does not exist"),
+        (["store", "--pointer", "absent/x/sw.json"], 1, "absent/x/sw.json: the directory it goes into does not exist"),
         (["store", "--pointer", "store"], 2, "store: is a directory"),
         (["empty", "--pointer", "sw.json"], 15, "has no current generation"),
     ],

@@ -277,7 +277,7 @@ def test_a_store_that_does_not_exist_yet(doctor: Doctor, tmp_path: Path) -> None
     assert found["store"]["level"] == "note"
     assert found["store-xattrs"]["level"] == "ok"
     assert os.listdir(tmp_path) == []
-    assert doctor("--store", tmp_path / "no" / "store", code=23)["store"]["level"] == "failure"
+    assert doctor("--store", tmp_path / "no" / "such" / "store", code=23)["store"]["level"] == "failure"
 
 
 @root_with_overlay

@@ -271,3 +271,26 @@ def open_path(path: Path) -> Iterator[int]:
         yield mount_id(fd)
     finally:
         os.close(fd)
+
+
+def test_a_mount_point_is_made(host: Host) -> None:
+    """One directory, where all may go through it, outside of the volume; not kept when nothing is mounted there."""
+    new = host.top / "new"
+    before = os.umask(0o077)
+    try:
+        refused = host.call("activate", host.store, new, "--lower", host.volume, "--generation", "7", check=15)
+        assert ": made" not in refused.err
+        assert not new.exists()
+        inside = host.volume / "new"
+        assert "lies in the volume" in host.call("activate", host.store, inside, "--lower", host.volume, check=16).err
+        assert not inside.exists()
+        host.call("activate", host.store, new / "deep", "--lower", host.volume, check=2)
+        assert not new.exists()
+        assert "made, as a mount point" in host.call("activate", host.store, new, "--lower", host.volume).err
+    finally:
+        os.umask(before)
+    assert (new / "grp").is_dir()
+    host.call("deactivate", new)
+    assert new.stat().st_mode == 0o040755
+    assert ": made" not in host.call("activate", host.store, new, "--lower", host.volume).err
+    host.call("deactivate", new)

@@ -154,7 +154,7 @@ def test_an_older_generation_needs_to_be_asked_for(host: Host) -> None:
     [
         (("activate", "{top}/nowhere", "{point}", "--lower", "{volume}"), 1, "there is no such directory"),
         (("activate", "{volume}", "{point}", "--lower", "{volume}"), 1, "store"),
-        (("activate", "{store}", "{top}/nowhere", "--lower", "{volume}"), 2, "make the directory first"),
+        (("activate", "{store}", "{top}/no/where", "--lower", "{volume}"), 2, "make the directory first"),
         (("activate", "{store}", "{point}", "--lower", "{top}/nowhere"), 2, "mount it first"),
         (("activate", "{store}", "{point}"), 2, "--lower is needed"),
         (("activate", "{store}", "{point}", "--lower", "{volume}", "--generation", "7"), 15, "7"),

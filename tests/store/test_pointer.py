@@ -168,12 +168,24 @@ def test_a_store_that_is_damaged_is_not_published(store: Store, path: Path) -> N
     assert names(path.parent) == []
 
 
+def test_the_directory_of_a_pointer_is_made_on_a_volume_that_is_there(store: Store, path: Path) -> None:
+    """Where a volume is not mounted just now, its mount point is an empty directory."""
+    volume = path.parent / "volume"
+    volume.mkdir()
+    with pytest.raises(StoreError, match="new directory of an empty one"):
+        publish_to(store, volume / ".mkmeta" / "sw.json", 1)
+    assert names(volume) == []
+    (volume / "grp").mkdir()
+    publish_to(store, volume / ".mkmeta" / "sw.json", 1)
+    assert read_pointer(os.fsencode(volume / ".mkmeta" / "sw.json")).generation == 1
+
+
 def test_places_for_a_pointer(store: Store, path: Path) -> None:
     path.symlink_to("elsewhere")
     for where, kind, message in (
         (path, StoreError, "is a symbolic link"),
         (path.parent, UsageError, "is a directory"),
-        (path.parent / "absent" / "sw.json", StoreError, "the directory it goes into does not exist"),
+        (path.parent / "absent" / "absent" / "sw.json", StoreError, "the directory it goes into does not exist"),
         (path.parent / ("x" * 161), UsageError, "at most 160 bytes"),
     ):
         with pytest.raises(kind, match=message) as caught:

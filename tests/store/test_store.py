@@ -275,11 +275,19 @@ def test_a_store_is_made_only_of_nothing(path: Path) -> None:
     assert caught.value.hint
     assert names(path) == ["precious"]
     with pytest.raises(StoreError, match="cannot be made: no such file or directory") as caught:
-        new_store(path / "absent" / "store")
-    assert "must exist" in (caught.value.hint or "")
+        new_store(path.parent / "absent" / "absent" / "store")
+    assert "directories above" in (caught.value.hint or "")
+    assert not (path.parent / "absent").exists()
     (path.parent / "file").touch()
     with pytest.raises(StoreError, match="not a directory"):
         new_store(path.parent / "file")
+
+
+def test_the_directory_that_a_store_goes_into_is_made(path: Path) -> None:
+    """As /var/lib/mkmeta is on a host that has just got its first layer."""
+    new_store(path.parent / "above" / "store")
+    assert names(path.parent / "above") == ["store"]
+    assert (path.parent / "above").stat().st_mode == 0o040755
 
 
 @pytest.mark.parametrize("there", [(), ("lost+found",), ("generations",), (".store.json",)])
