@@ -19,7 +19,7 @@ GROUPS: Final = {
     "inspect": ("show", "ls", "dump", "diff", "explain", "verify"),
     "serve": ("activate", "rollback", "refresh", "deactivate", "gc"),
     "publish": ("publish",),
-    "observe": ("status", "observe"),
+    "observe": ("status", "observe", "suggest"),
 }
 VERBS: Final = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 

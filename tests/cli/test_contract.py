@@ -57,6 +57,10 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
     (other / "good/file").touch()
     assert main(["scan", str(other), "-o", str(tmp_path / "other.mkm")]) == 0
     capsys.readouterr()
+    profile = tmp_path / "in.profile"
+    row = {"path": "good", "misses": 3}, {"path": "", "misses": 1}, {"rows": 2}
+    head = {"mkmeta_profile": 1, "source": "strace", "mounts": [{"point": str(volume)}]}
+    profile.write_text("".join(json.dumps(line) + "\n" for line in (head, *row)))
     calls = [
         ["scan", str(volume), "--select", "*", "--select", "no", "-o", str(manifest)],
         ["build", str(manifest), layer, "--userxattr"],
@@ -79,6 +83,7 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
         ["build", str(manifest), layer],
         ["ls", str(manifest), "no"],
         ["observe", "--from", "ld-debug", "/dev/null", "-o", str(tmp_path / "sw.profile")],
+        ["suggest", str(profile), "--root", str(volume), "--settled", "0"],
     ]
     seen: set[tuple[str, str]] = set()
     for call in calls:
