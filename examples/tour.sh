@@ -1,6 +1,7 @@
 #!/bin/sh
 # The main job on an example volume: scan, build and, where this machine allows it, mount, compare, switch and go back.
-# Needs nothing done before it and leaves nothing behind but the .venv directory.
+# Needs nothing done before it, and leaves nothing behind but the .venv directory and, where it is run as root on a Debian
+# that lacks it, the package python3-venv; it says so before.
 set -eu
 
 if [ "${1-}" != --inside ]; then

@@ -1,6 +1,6 @@
 """What a lookup, a stat, a listing and an open of a path cost, by profile: the one table of it.
 
-Measured on NFSv4.2, cold caches (README, "Run it"): a miss, a stat or a listing that a layer answers sends nothing. A
+Measured on NFSv4.2, cold caches (docs/figures.md): a miss, a stat or a listing that a layer answers sends nothing. A
 file of a layer above an ordinary lower is looked up there at once, above a data-only lower when it is first opened,
 name by name. A directory of the skeleton is looked up, revalidated and listed on the volume as well.
 """

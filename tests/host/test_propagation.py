@@ -1,4 +1,4 @@
-"""What a container sees of a switch on the host: what README advises is a belief about the kernel."""
+"""What a container sees of a switch on the host: what docs/clients.md advises is a belief about the kernel."""
 
 from __future__ import annotations
 
