@@ -25,7 +25,11 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from enum import IntEnum
+from typing import Final
+
+_LIKE_AN_ESCAPE: Final = re.compile(rb"\\(?=x[0-9a-fA-F]{2})")
 
 
 class ExitCode(IntEnum):
@@ -151,15 +155,35 @@ class NotActiveError(MountError):
 
 
 def printable(raw: bytes) -> str:
-    """`raw` as one line of text that shows every byte: what is not printable text becomes an escape.
+    r"""A name or path as one line of text that shows every byte: what is not printable becomes `\xHH`, byte by byte.
 
-    >>> printable(b"a\\xff\\nb")
-    'a\\\\xff\\\\x0ab'
+    So does a backslash that would look like one of these, so that no two names are shown alike.
+
+    >>> printable(b"a\xff\nb\\c\\x0a")
+    'a\\xff\\x0ab\\c\\x5cx0a'
     """
-    text = raw.decode("utf-8", "backslashreplace")
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode()) for c in text)
+    return legible(_LIKE_AN_ESCAPE.sub(rb"\\x5c", raw))
+
+
+def legible(text: bytes | str) -> str:
+    """Words, or a pattern as it was typed, as one line of text: `printable`, but for backslashes, which stay as they
+    are. Of an argument, which Python has decoded, the bytes.
+    """
+    if isinstance(text, str):
+        if text.isprintable():
+            return text
+        text = _encoded(text)
+    shown = text.decode("utf-8", "backslashreplace")
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode()) for c in shown)
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, as in no argument, but in JSON
+        return text.encode("utf-8", "surrogatepass")
 
 
 def path_fields(path: bytes, key: str = "path") -> dict[str, str]:

@@ -12,7 +12,7 @@ from mkmeta.cli.layer_argument import FoundLayer
 from mkmeta.cli.manifest_argument import open_manifest
 from mkmeta.cli.output import emit, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.errors import ExitCode, MountError, UsageError, human_bytes, printable
+from mkmeta.errors import ExitCode, MountError, UsageError, human_bytes, legible, printable
 from mkmeta.host.costs import PLAIN, Costs
 from mkmeta.host.explain import Explanation, explain, seen
 from mkmeta.linux.mountinfo import mounts
@@ -120,7 +120,7 @@ def _page(explanation: Explanation, live: LiveMount | None, kernel: str | None) 
     yield ""
     rows: list[tuple[str, str]] = []
     if explanation.subtree is not None:
-        by = ", ".join(map(printable, explanation.patterns)) or "the scan of everything"
+        by = ", ".join(map(legible, explanation.patterns)) or "the scan of everything"
         rows.append(("selected by", f"{by} (subtree {printable(explanation.subtree)})"))
     for number, step in enumerate(explanation.way):
         name = printable(step.path) or "/"

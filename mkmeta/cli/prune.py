@@ -11,7 +11,8 @@ from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.manifest_output import add_output_argument, print_id, write_manifest
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.errors import ExitCode, printable
+from mkmeta.errors import ExitCode, legible
+from mkmeta.pattern import remark
 from mkmeta.trees.prune import PruneReport, prune
 from mkmeta.trees.recorded import Source
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace, report: PruneReport, seconds: float) -> None:
     if args.json:
         for pattern in report.unmatched:
-            emit("unmatched", **path_fields(pattern, "pattern"))
+            emit("unmatched", option="drop", **path_fields(pattern, "pattern"), hint=remark(pattern))
         emit(
             "summary",
             id=report.manifest_id.hex(),
@@ -82,7 +83,8 @@ def _show(args: argparse.Namespace, report: PruneReport, seconds: float) -> None
         )
         return
     for pattern in report.unmatched:
-        note(f"matched nothing: {printable(pattern)}")
+        why = remark(pattern)
+        note(f"matched nothing: {legible(pattern)}" + (f" ({why})" if why else ""))
     if not args.quiet:
         note(f"dropped {report.dropped:,} entries, {report.entries:,} stay, in {seconds:.1f} s")
     print_id(args, report.manifest_id)

@@ -13,14 +13,16 @@ from typing import Any, BinaryIO
 from mkmeta.cli.arguments import filled
 from mkmeta.cli.config_option import Listed, add_config
 from mkmeta.cli.output import emit, note, path_fields
+from mkmeta.cli.pattern_file import read_pattern_file
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.errors import ExitCode, UsageError, human_bytes, printable, reason
+from mkmeta.errors import ExitCode, NothingSelectedError, UsageError, human_bytes, legible, printable
 from mkmeta.linux.parents import make_directory
 from mkmeta.manifest.output import atomic_output, spooled_output
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import WORKERS_MAX
 from mkmeta.model import Counts, DigestName, HardLinks
+from mkmeta.pattern import remark
 from mkmeta.scanner.scan import OnError, ScanOptions, ScanReport, scan
 from mkmeta.workers import available_processors
 
@@ -48,9 +50,9 @@ is left out as a whole and named with the reason. Through the mounted layer it s
 
 patterns:
   relative to ROOT; * ? [...] match within one name, ** any number of directories, \\ takes the meaning from the next
-  character. Names starting with a dot are nothing special; symbolic links are not followed. A directory that matches
-  is a subtree with everything below it; anything else that matches is recorded alone. Directories that cannot lead
-  to a match are never listed.
+  character; with a slash at the end, only directories match. Names starting with a dot are nothing special; symbolic
+  links are not followed. A directory that matches is a subtree with everything below it; anything else that matches
+  is recorded alone. Directories that cannot lead to a match are never listed. formats/patterns.md has all the rules.
 
 always left out of a subtree:
   .nfsXXXX files (deleted, but still open somewhere) and .snapshot directories (older states of the same tree).
@@ -69,8 +71,8 @@ examples:
   mkmeta scan /mnt/sw --base sw.mkm --only grp/paint/v1.2 -o sw.mkm          looks at one release only
 
 exit codes:
-  0 done; 3 done, but subtrees were left out; 10 the base is damaged; 12 no pattern matched; 13 stopped by
-  --on-error fail; 1 failed, nothing written; 2 bad usage, or a base that does not fit; 130 interrupted
+  0 done; 3 done, but subtrees were left out; 10 the base is damaged; 12 no pattern matched, or with --strict not all;
+  13 stopped by --on-error fail; 1 failed, nothing written; 2 bad usage, or a base that does not fit; 130 interrupted
 """
 
 
@@ -107,7 +109,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         type=filled,
         action="append",
         default=[],
-        help="read patterns from FILE, one a line; - is stdin; empty lines and lines starting with # are skipped",
+        help="read patterns from FILE, one a line; - is stdin. Empty lines and lines starting with # are skipped, "
+        "and so are blanks at the end of a line without a \\ before them",
     )
     what.add_argument(
         "--hide",
@@ -115,8 +118,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         type=filled,
         action=Listed,
         default=[],
-        help="leave out what matches, with all below it. Careful: inside a recorded directory it becomes invisible "
-        "through the mount, although the volume still has it",
+        help="leave out what matches, with all below it: '**/*.pyc' at any depth. Careful: inside a recorded directory "
+        "it becomes invisible through the mount, although the volume still has it",
+    )
+    what.add_argument(
+        "--strict", action="store_true", help="fail, and write nothing, when one of the patterns matches nothing"
     )
     what.add_argument(
         "--drop-xattr",
@@ -217,7 +223,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptions:
     """What is asked for; with a base, what is not given is as there."""
-    select = (*args.select, *(pattern for file in args.select_from for pattern in _read_patterns(file)))
+    select = (*args.select, *(pattern for file in args.select_from for pattern in read_pattern_file(file)))
     if (args.select or args.select_from) and not select:
         raise UsageError("the pattern files hold no pattern", hint="leave out --select-from to record everything")
     given: dict[str, Any] = {"select": select, "hide": tuple(args.hide), "drop_xattrs": tuple(args.drop_xattr)}
@@ -262,7 +268,14 @@ def _run(args: argparse.Namespace, options: ScanOptions, *, to_stdout: bool) -> 
 
 def _scan(args: argparse.Namespace, options: ScanOptions, stream: BinaryIO) -> ScanReport:
     with ProgressLine(args, "scan") as line:
-        return scan(options, stream, _Observer(line, args.verbose) if line.visible or args.verbose else None)
+        report = scan(options, stream, _Observer(line, args.verbose) if line.visible or args.verbose else None)
+    if args.strict and report.unmatched:
+        raise NothingSelectedError(
+            f"{_unmatched_text(report.unmatched[0])}; with --strict, every pattern has to match something",
+            path=args.root,
+            hint="nothing was written; correct the pattern, or leave out --strict",
+        )
+    return report
 
 
 class _Observer:
@@ -288,11 +301,13 @@ def _entries(counts: Counts) -> int:
 def _show(args: argparse.Namespace, report: ScanReport, seconds: float, to_stdout: bool) -> None:
     counts = report.counts
     manifest_id = report.manifest_id.hex()
+    unmatched = {"only" if args.only else "select": report.unmatched, "hide": report.unmatched_hide}
     if args.json:
         for path, why in report.left_out:
             emit("left_out", **path_fields(path), reason=why)
-        for pattern in report.unmatched:
-            emit("unmatched", **path_fields(pattern, "pattern"))
+        for option, patterns in unmatched.items():
+            for pattern in patterns:
+                emit("unmatched", option=option, **path_fields(pattern, "pattern"), hint=remark(pattern))
         emit(
             "summary",
             id=manifest_id,
@@ -305,14 +320,21 @@ def _show(args: argparse.Namespace, report: ScanReport, seconds: float, to_stdou
         return
     for path, why in report.left_out:
         note(f"left out: {printable(path)}: {why}")
-    for pattern in report.unmatched:
-        note(f"matched nothing: {printable(pattern)}")
+    for option, patterns in unmatched.items():
+        for pattern in patterns:
+            note(_unmatched_text(pattern, option))
     if report.base_is_from_the_future:
         note("not trusted: the base, which a clock that was ahead made later than now; everything was read again")
     if not args.quiet:
         for line in _summary(report, seconds):
             note(line)
     print(manifest_id, file=sys.stderr if to_stdout else sys.stdout)
+
+
+def _unmatched_text(pattern: bytes, option: str = "select") -> str:
+    why = remark(pattern)
+    shown = f"{'--hide ' if option == 'hide' else ''}{legible(pattern)}"
+    return f"matched nothing: {shown}" + (f" ({why})" if why else "")
 
 
 def _summary(report: ScanReport, seconds: float) -> list[str]:
@@ -365,19 +387,6 @@ def _jobs(text: str) -> int:
     if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers, from 1 to {most} on this machine")
     return int(text)
-
-
-def _read_patterns(file: bytes) -> list[bytes]:
-    try:
-        if file == b"-":
-            content = sys.stdin.buffer.read()
-        else:
-            with open(file, "rb") as stream:
-                content = stream.read()
-    except OSError as error:
-        raise UsageError(f"patterns cannot be read: {reason(error)}", path=file) from None
-    lines = (line.strip(b" \t\r") for line in content.split(b"\n"))
-    return [line for line in lines if line and not line.startswith(b"#")]
 
 
 def _check_outside(output: bytes, root: bytes) -> None:

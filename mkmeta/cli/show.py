@@ -11,7 +11,7 @@ from mkmeta.cli.entries import utc
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.output import emit, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.errors import ExitCode, human_bytes, printable
+from mkmeta.errors import ExitCode, human_bytes, legible, printable
 from mkmeta.manifest.check import check_all
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.writer import INSIDE_BYTES, INSIDE_FILES
@@ -83,25 +83,25 @@ def _page(reader: ManifestReader, checked: bool, rows: int | None) -> Iterator[s
     yield f"ID         {reader.id.hex()}"
     yield f"root       {printable(info.root)}"
     yield f"scanned    {utc(info.created)}"
-    yield f"by         {printable(info.tool.encode())}"
+    yield f"by         {legible(info.tool)}"
     yield f"digests    {', '.join(root.digests) or 'none'}"
     yield f"entries    {root.directory.entries:,}"
     for name, count in islice(info.counts.items(), rows):
         shown = f"{count:,} ({human_bytes(count)})" if name == "bytes" else f"{count:,}"
         if count:
-            yield f"  {printable(name.encode()):<14} {shown}"
+            yield f"  {legible(name):<14} {shown}"
     if reader.contents is not None:
         yield f"contents   {_inside(reader)}"
     yield f"hard links {'yes' if root.links else 'none'}"
     yield f"facts      {'yes: the next scan can build on it' if reader.facts_place else 'none'}"
     if checked:
         yield "checked    everything in the file is as the format demands"
-    yield from _list("select", (printable(pattern) for pattern in info.select), len(info.select), rows)
-    yield from _list("hide", (printable(pattern) for pattern in info.hide), len(info.hide), rows)
+    yield from _list("select", map(legible, info.select), len(info.select), rows)
+    yield from _list("hide", map(legible, info.hide), len(info.hide), rows)
     yield from _list(
         "subtrees", (_subtree(path, node) for path, node in subtrees(reader)), sum(1 for _ in subtrees(reader)), rows
     )
-    left_out = (f"{printable(path)}: {printable(reason.encode())}" for path, reason in info.left_out)
+    left_out = (f"{printable(path)}: {legible(reason)}" for path, reason in info.left_out)
     yield from _list("left out", left_out, len(info.left_out), rows)
 
 

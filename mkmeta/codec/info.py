@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 from mkmeta.codec.facts import COUNT_MAX
 from mkmeta.codec.packing import PackingError, RecordUnpacker, pack
-from mkmeta.errors import FormatError, printable
+from mkmeta.errors import FormatError, legible
 from mkmeta.model import HardLinks
 
 INFO_SIZE_MAX: Final = 4 << 20  # bytes
@@ -66,7 +66,7 @@ def decode_info(data: bytes) -> Info:
         for _ in range(record.map()):
             key = _typed(record.value(), str, "key")
             if key in seen:
-                raise FormatError(f"info record: '{printable(key.encode())}' occurs twice")
+                raise FormatError(f"info record: '{legible(key)}' occurs twice")
             seen.add(key)
             if key in _READERS:
                 fields[key] = _READERS[key](record, key)
@@ -95,7 +95,7 @@ def _root(record: RecordUnpacker, key: str) -> bytes:
 def _hard_links(record: RecordUnpacker, key: str) -> HardLinks:
     value = _typed(record.value(), str, key)
     if value not in list(HardLinks):
-        raise FormatError(f"info record: {key!r} is '{printable(value.encode())}', which this mkmeta does not know")
+        raise FormatError(f"info record: {key!r} is '{legible(value)}', which this mkmeta does not know")
     return HardLinks(value)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
 
-from mkmeta.errors import printable, reason
+from mkmeta.errors import legible, printable, reason
 from mkmeta.host.costs import PROFILES, Costs, Served, costs
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Directory, DirectoryKind, Entry, LinkRow, Node, RegularFile, Symlink, type_name
@@ -58,7 +58,9 @@ def explain(reader: ManifestReader, path: bytes, plan: Plan) -> Explanation:
     """Explains a path, relative to the root, without outer slashes. Raises FormatError."""
     way, node, rest = _follow(reader, path)
     subtree = _subtree(way, path, node)
-    selected, patterns = _selected(reader, path if subtree is None else subtree)
+    is_leaf = node is not None and not isinstance(node, Directory)  # what is not recorded may have been a directory
+    above = path if subtree is None else subtree
+    selected, patterns = _selected(reader, above, is_directory=above != path or not is_leaf)
     left_out = _left_out(reader, selected) if node is None and selected is not None else None
     redirect: bytes | None = None
     link: bytes | None = None
@@ -162,7 +164,7 @@ def _not_recorded(
     if last.directory.kind is DirectoryKind.MERGE:
         if left_out is not None and selected is not None:
             below = f"{printable(left_out[0])}: " if left_out[0] != selected else ""
-            cause = printable(left_out[1].encode())
+            cause = legible(left_out[1])
             why = f"the scan had to leave {printable(selected)} out, so the volume answers: {below}{cause}"
             return Served.THROUGH, why
         if selected is not None:
@@ -172,7 +174,7 @@ def _not_recorded(
             )
         return Served.THROUGH, f"not selected: below {where} the volume answers for what is not recorded"
     hidden = _hidden_by(reader, path)
-    told = f"the scan was told to hide {printable(hidden)}" if hidden is not None else "it was not there"
+    told = f"the scan was told to hide {legible(hidden)}" if hidden is not None else "it was not there"
     return Served.ABSENT, f"{where} was recorded completely, and {told}: no such file, without asking the volume"
 
 
@@ -185,16 +187,16 @@ def _subtree(way: list[Ancestor], path: bytes, node: Node | None) -> bytes | Non
     return path
 
 
-def _selected(reader: ManifestReader, path: bytes) -> tuple[bytes | None, tuple[bytes, ...]]:
+def _selected(reader: ManifestReader, path: bytes, *, is_directory: bool) -> tuple[bytes | None, tuple[bytes, ...]]:
     """Where the selected subtree that a path is in begins, or would, and the patterns that match there."""
     if not reader.info.select:
         return (path.split(b"/")[0] or None), ()
-    return Patterns(reader.info.select).first_match(path) or (None, ())
+    return Patterns(reader.info.select).first_match(path, is_directory=is_directory) or (None, ())
 
 
 def _hidden_by(reader: ManifestReader, path: bytes) -> bytes | None:
     """The pattern that hides a path, or something above it."""
-    found = Patterns(reader.info.hide).first_match(path)
+    found = Patterns(reader.info.hide).first_match(path, is_directory=True)
     return found.sources[0] if found else None
 
 

@@ -52,9 +52,12 @@ class Inside:
         listing = Listing()
         prefix, device = self.prefix, reader.rules.device
         below_hide: dict[bytes, State] = {}  # what is not in it leads nowhere
+        unless: dict[bytes, list[int]] = {}  # patterns that hide a name if it is a directory
         if self.hide:
-            names, below_hide = self._visible(reader, names, listing.tally)
+            names, below_hide, unless = self._visible(reader, names, listing)
         looks = look(prefix, names)  # all of one kind of call after the other: half the time of taking turns
+        if unless:
+            names, looks = self._without_directories(names, looks, unless, listing)
         inline = self.inline
         unchanged = unchanged_rows(self.base, recorded, names, looks)
         if inline is not None:
@@ -145,17 +148,39 @@ class Inside:
         return listing
 
     def _visible(
-        self, reader: EntryReader, names: Sequence[bytes], tally: Tally
-    ) -> tuple[list[bytes], dict[bytes, State]]:
-        """The names that are not to be hidden, and how far the patterns are that hide what is below them."""
+        self, reader: EntryReader, names: Sequence[bytes], listing: Listing
+    ) -> tuple[list[bytes], dict[bytes, State], dict[bytes, list[int]]]:
+        """The names that are not to be hidden, how far the patterns are that hide what is below them, and patterns
+        that hide some of them if they are directories.
+        """
         below = {}
+        unless = {}
+        patterns = reader.rules.hide
         for name in names:
-            state, hidden = reader.rules.hide.advance(self.hide, name)
+            state, hidden = patterns.advance(self.hide, name)
+            if patterns.fitting(hidden, is_directory=False):
+                _note_hidden(hidden, listing)
+                continue
+            below[name] = state
             if hidden:
-                tally.hidden += 1
+                unless[name] = hidden
+        return list(below), below, unless
+
+    def _without_directories(
+        self,
+        names: Sequence[bytes],
+        looks: list[os.stat_result],
+        unless: dict[bytes, list[int]],
+        listing: Listing,
+    ) -> tuple[list[bytes], list[os.stat_result]]:
+        """The names, and the looks at them, without those that are hidden because they are directories."""
+        kept = []
+        for name, seen in zip(names, looks, strict=True):
+            if name in unless and stat.S_ISDIR(seen.st_mode):
+                _note_hidden(unless[name], listing)
             else:
-                below[name] = state
-        return list(below), below
+                kept.append((name, seen))
+        return [name for name, _ in kept], [seen for _, seen in kept]
 
     def _advance(self, reader: EntryReader, name: bytes, listing: Listing) -> State:
         """Follows patterns, of which only those that have matched nothing yet are of interest."""
@@ -163,6 +188,11 @@ class Inside:
         listing.matched.update(matched)
         reader.matched.update(matched)
         return tuple(position for position in below if position[0] not in reader.matched)
+
+
+def _note_hidden(patterns: list[int], listing: Listing) -> None:
+    listing.tally.hidden += 1
+    listing.matched.update(~number for number in patterns)
 
 
 def unchanged_rows(

@@ -88,7 +88,7 @@ class Listing:
     links: list[LinkedName] = field(default_factory=list)  # those of them that are no children
     left_out: list[tuple[bytes, str]] = field(default_factory=list)  # entries of a merge directory: path, why
     gone: list[bytes] = field(default_factory=list)  # names the base has on the way, and that are not there
-    matched: set[int] = field(default_factory=set)  # selection patterns
+    matched: set[int] = field(default_factory=set)  # numbers of selection patterns, and ~number of those that hide
     matched_only: set[int] = field(default_factory=set)  # those of what is walked
     same: bool = False  # entries and their facts are those of the base, directories apart
     tally: Tally = field(default_factory=Tally)

@@ -25,7 +25,7 @@ from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import temporary_space_error
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import Counts, DigestName, DirectoryKind, HardLinks
-from mkmeta.pattern import Patterns
+from mkmeta.pattern import Patterns, check_pattern
 from mkmeta.scanner.base import (
     COMPACT,
     Base,
@@ -100,7 +100,8 @@ class ScanReport:
     entries: int
     counts: Counts
     left_out: tuple[tuple[bytes, str], ...]
-    unmatched: tuple[bytes, ...]  # patterns that matched nothing, those of `only` among them
+    unmatched: tuple[bytes, ...]  # patterns that matched nothing: of the selection, or of `only` if that was given
+    unmatched_hide: tuple[bytes, ...] = ()  # those of `hide`, of a scan that looked at everything
     base_is_from_the_future: bool = False  # and so nothing of it was trusted
 
 
@@ -130,6 +131,7 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
     """
     created = time.time_ns()
     root = os.path.realpath(options.root)
+    check_patterns(options, root)
     if options.base is not None:
         check_base(options.base, root)
         check_settings(
@@ -175,6 +177,18 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
         return replace(report, base_is_from_the_future=base is not None and base.is_from_the_future)
     finally:
         os.close(root_fd)
+
+
+def check_patterns(options: ScanOptions, root: bytes) -> None:
+    """Raises UsageError for a pattern that says something else than was probably meant, unless the base has it too."""
+    info = options.base.info if options.base is not None else None
+    known = frozenset((*info.select, *info.hide, *info.drop_xattrs)) if info is not None else frozenset()
+    for pattern in (*options.select, *options.hide, *options.only):
+        if pattern not in known:
+            check_pattern(pattern, lambda path: os.path.lexists(os.path.join(root, path)), root=root)
+    for pattern in options.drop_xattrs:
+        if pattern not in known:
+            check_pattern(pattern, lambda _name: False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +277,8 @@ class _Scan:
         unmatched = tuple(
             pattern for number, pattern in enumerate(self._rules.select.sources) if number not in self._matched
         )
+        hide = () if self._rules.only is not None else self._rules.hide.sources
+        unmatched_hide = tuple(pattern for number, pattern in enumerate(hide) if ~number not in self._matched)
         left_out = tuple(sorted(writer.left_out.items()))
         if self._rules.only is None:
             if not writer.entries and not left_out:
@@ -292,7 +308,12 @@ class _Scan:
         self.empty = writer.empty
         manifest_id = writer.finish(info, options.digests)
         report = ScanReport(
-            manifest_id=manifest_id, entries=writer.entries, counts=counts, left_out=left_out, unmatched=unmatched
+            manifest_id=manifest_id,
+            entries=writer.entries,
+            counts=counts,
+            left_out=left_out,
+            unmatched=unmatched,
+            unmatched_hide=unmatched_hide,
         )
         return _Found(report, changed)
 

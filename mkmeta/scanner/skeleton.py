@@ -54,20 +54,25 @@ class Skeleton:
         found = _Found(reader, self.prefix, recorded, self.inline)
         rules = reader.rules
         below_hide = NOWHERE
+        hidden: list[int] = []
         for name in names:
             below_select, matched = rules.select.advance(self.select, name)
             if not matched and not below_select:
                 continue
             if self.hide:
                 below_hide, hidden = rules.hide.advance(self.hide, name)
-                if hidden:
-                    found.listing.tally.hidden += 1
+                if rules.hide.fitting(hidden, is_directory=False):
+                    found.hide(hidden)
                     continue
             with found.alone():
                 seen = look_if_there(self.prefix, name)
                 if seen is None:
                     continue  # a name in a merge directory may come and go
                 is_directory = stat.S_ISDIR(seen.st_mode)
+                if hidden and is_directory:
+                    found.hide(hidden)
+                    continue
+                matched = rules.select.fitting(matched, is_directory=is_directory)
                 if not (matched or is_directory) or found.is_transient(name):
                     continue
                 found.match(matched)
@@ -98,6 +103,8 @@ class OnTheWay:
     complete: bool
     inline: Inline | None = None  # None: no content is taken
 
+    # A slash at the end of one of `patterns` makes no difference: what is named is looked at, whatever it has become.
+
     def read(self, reader: EntryReader, names: Sequence[bytes], recorded: Recorded | None, *, whole: bool) -> Listing:
         """What is at names that follow each other, and what of the base is not there."""
         found = _Found(reader, self.prefix, recorded, self.inline)
@@ -115,17 +122,19 @@ class OnTheWay:
             if not self.inside and not selected and not below_select:
                 continue
             below_hide = NOWHERE
+            hidden: list[int] = []
             if self.hide:
                 below_hide, hidden = reader.rules.hide.advance(self.hide, name)
-                if hidden:
+                if reader.rules.hide.fitting(hidden, is_directory=False):
                     continue
-            opaque = self.inside or bool(selected)
             with found.alone():
                 seen = look_if_there(self.prefix, name)
-                if seen is None:
+                is_directory = seen is not None and stat.S_ISDIR(seen.st_mode)
+                if seen is None or (hidden and is_directory):
                     listing.gone.append(name)
                     continue
-                is_directory = stat.S_ISDIR(seen.st_mode)
+                selected = reader.rules.select.fitting(selected, is_directory=is_directory)
+                opaque = self.inside or bool(selected)
                 if opaque and not new:
                     base = found.directories.get(name)
                     new = not is_directory or base is None or base.inode != inode_number(seen, reader.rules.device)
@@ -169,6 +178,11 @@ class _Found:
     def match(self, patterns: Collection[int]) -> None:
         """Patterns of the selection match."""
         self.listing.matched.update(patterns)
+
+    def hide(self, patterns: Collection[int]) -> None:
+        """Patterns hide a name."""
+        self.listing.tally.hidden += 1
+        self.listing.matched.update(~number for number in patterns)
 
     def match_only(self, patterns: Collection[int]) -> None:
         """Patterns of what is looked at match."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn, Self
 
 from mkmeta.digest import DIGEST_SIZE, ObjectId
-from mkmeta.errors import StoreError, TooNewError, printable, reason
+from mkmeta.errors import StoreError, TooNewError, legible, reason
 from mkmeta.linux.replacing import replacing
 from mkmeta.model import NS
 
@@ -147,7 +147,7 @@ class Record:
         try:
             value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            self.damaged(f"not the JSON it should be: {printable(str(error).encode())}")
+            self.damaged(f"not the JSON it should be: {legible(str(error))}")
         if type(value) is not dict:
             self.damaged("not a JSON object")
         return value

@@ -78,7 +78,7 @@ def graft(
         assemble(writer, grafter.enter(base.top(), part.top(), b"", only.start()))
         left_out = dict(lost)
         for path, why in old.left_out:
-            if only.first_match(path) is None and not has_all_of(part, path):
+            if only.first_match(path, is_directory=True) is None and not has_all_of(part, path):
                 left_out.setdefault(path, why)
         if not writer.entries:
             raise ScanError("nothing would be left in the manifest", path=old.root, hint="the base is as it was")

@@ -18,7 +18,7 @@ from mkmeta.errors import MkmetaError, NothingSelectedError
 from mkmeta.manifest.content_writer import carry
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import Directory
-from mkmeta.pattern import Patterns, State
+from mkmeta.pattern import Patterns, State, check_pattern
 from mkmeta.trees.merge import stored_counts
 from mkmeta.trees.recorded import Drop, Enter, Extra, Item, Keep, Source, Step, assemble
 from mkmeta.trees.writer import TreeWriter
@@ -43,6 +43,8 @@ def prune(source: Source, drop: Sequence[bytes], stream: BinaryIO) -> PruneRepor
     """
     source.check()
     reader = source.reader
+    for pattern in drop:
+        check_pattern(pattern, lambda path: reader.find(path) is not None, root=reader.info.root)
     patterns = Patterns(drop)
     pruner = _PatternPruner(patterns)
     before = reader.root.directory.entries
@@ -57,7 +59,7 @@ def prune(source: Source, drop: Sequence[bytes], stream: BinaryIO) -> PruneRepor
             raise MkmetaError(
                 "nothing would be left", path=source.name, hint="to retire all of it, deactivate the layer instead"
             )
-        left_out = tuple(row for row in reader.info.left_out if patterns.first_match(row[0]) is None)
+        left_out = tuple(row for row in reader.info.left_out if patterns.first_match(row[0], is_directory=True) is None)
         info = dataclasses.replace(reader.info, left_out=left_out, counts=stored_counts(writer.counts))
         manifest_id = writer.finish(info, reader.root.digests)
     return PruneReport(
@@ -101,6 +103,8 @@ class _Chooser(Protocol[_S]):
 
     def advance(self, state: _S, name: bytes, /) -> tuple[_S, list[int]]: ...
 
+    def fitting(self, matched: list[int], /, *, is_directory: bool) -> list[int]: ...
+
 
 class _Paths:
     """Single paths, to be walked to. A state is a path on the way to one, or nothing."""
@@ -115,6 +119,9 @@ class _Paths:
     def advance(self, state: bytes, name: bytes) -> tuple[bytes, list[int]]:
         path = name if state == b"/" else state + b"/" + name
         return (path if path in self._above else b""), [0] if path in self._ends else []
+
+    def fitting(self, matched: list[int], *, is_directory: bool) -> list[int]:
+        return matched
 
 
 class _Pruner(Generic[_S]):
@@ -137,6 +144,7 @@ class _Pruner(Generic[_S]):
         for item in enter.own.source.items(enter.own, path):
             extra.take(item)
             below, matched = self._chooser.advance(state, item.name)
+            matched = self._chooser.fitting(matched, is_directory=isinstance(item.node, Directory))
             if matched:
                 self.matched.update(matched)
                 self._dropped(item, prefix + item.name, below)
@@ -172,6 +180,6 @@ def match_inside(patterns: Patterns, item: Item, path: bytes, state: State, matc
             continue
         for entry in item.source.items(item, path):
             below, found = patterns.advance(state, entry.name)
-            matched.update(found)
+            matched.update(patterns.fitting(found, is_directory=isinstance(entry.node, Directory)))
             if below and isinstance(entry.node, Directory):
                 stack.append((entry, path + b"/" + entry.name, below))

@@ -219,7 +219,7 @@ class VolumeVisitor:
             self._findings.add(path, *why_closed(error), subtree=branch.subtree)
             return
         made_up = SILLY_RENAMED.fullmatch(name) or (name == SNAPSHOT_NAME and stat.S_ISDIR(mode))
-        if made_up or self._volume.hide.first_match(path):
+        if made_up or self._volume.hide.first_match(path, is_directory=stat.S_ISDIR(mode)):
             return
         kind = type_name(mode)
         message = f"is new: a {kind}, in a directory that was recorded completely; mounts of the layer do not show it"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
+from mkmeta.errors import printable
 from mkmeta.manifest.reader import ManifestReader
 from tests.vectors.assemble import Draft, file
 from tests.vectors.make_vectors import VECTORS
@@ -134,3 +138,41 @@ def test_files_that_are_no_manifests(verb: str, tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err.startswith(f"mkmeta: {text}: header: this is not a mkmeta manifest")
     assert main([verb, "--json", str(text)]) == 10
     assert json.loads(capsys.readouterr().out)["message_type"] == "exit_error"
+
+
+def test_no_two_names_are_shown_alike() -> None:
+    names = [
+        b"\\",
+        b"\\\\",
+        b"\n",
+        b"\\x0a",
+        b"\\x0A",
+        b"\\x5cx0a",
+        b"\\\\x0a",
+        b"\xff",
+        b"\\xff",
+        b"\\x",
+        b"\\xg0",
+        b"\\n",
+    ]
+    names += [
+        "\u00e9".encode(),
+        b"\xe9",
+        b"\\xe9",
+        b"\xc3",
+        b"\\xc3\\xa9",
+        "\u202ea".encode(),
+        b"\\xe2\\x80\\xaea",
+        b" ",
+    ]
+    shown = [printable(name) for name in names]
+    assert len(set(shown)) == len(names)
+    assert all(text.isprintable() for text in shown)
+    assert printable(rb"C:\tmp\x") == r"C:\tmp\x"
+
+
+@given(st.lists(st.binary(max_size=6) | st.text("\\x0aÿ\n", max_size=8).map(str.encode), unique=True, max_size=30))
+def test_what_is_shown_says_each_byte(names: list[bytes]) -> None:
+    for name in names:
+        back = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), printable(name).encode())
+        assert back == name

@@ -18,13 +18,10 @@ LACKS: Final = 77
 # Names of one inode in several subtrees are to be one file in the layer: then one subtree hangs on another, which
 # `scan --hard-links all` alone does
 CONTRADICTS: Final = {"tree/hardlink_primary_not_recorded"}
-LATER: Final = {  # patterns, locales and streams
+LATER: Final = {  # locales and streams
     "tree/closed_stdout",
     "tree/locale_output",
     "tree/names_told_apart",
-    "tree/pattern_escape_in_brackets",
-    "tree/pattern_trailing_blank_in_file",
-    "tree/pattern_trailing_slash",
 }
 
 

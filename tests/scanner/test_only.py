@@ -192,7 +192,7 @@ def edit_within(root: Path, patterns: Patterns, chance: random.Random) -> None:
     inside = [
         path
         for path in root.rglob("*")
-        if patterns.first_match(os.fsencode(path.relative_to(root))) is not None
+        if patterns.first_match(os.fsencode(path.relative_to(root)), is_directory=True) is not None
         and not (path.is_file() and path.lstat().st_nlink > 1)
     ]
     if not inside:
@@ -217,13 +217,15 @@ def test_it_is_a_full_scan_where_the_promise_is_kept(tmp_path: Path, seed: int) 
     root = tmp_path / "volume"
     root.mkdir()
     fill(root, chance, 60)
-    select = chance.choice([("*",), ("*/*",), ("*/v1", "*/*/lib"), ("**/p*",), ("g0", "*/v*/lib/deep"), ("*/v0", "g1")])
+    select = chance.choice(
+        [("*",), ("*/*",), ("*/v1", "*/*/lib"), ("**/p*",), ("g0", "*/v*/lib/deep"), ("*/v0", "g1"), ("g0", "*/v*/")]
+    )
     hard_links = chance.choice(list(HardLinks))
     (root / "g0/v1/lib").mkdir(parents=True, exist_ok=True)
     (root / "g0/v1/lib/p-always").touch()
     scanned = first_scan(root, *select, hard_links=hard_links)
     for _ in range(5):
-        named = chance.choice([("g0/v1",), ("*/v1",), ("g1",), ("**/lib",), ("g*/v0/lib", "g2/v2"), ("g0/v1/lib/p*",)])
+        named = chance.choice([("g0/v1",), ("*/v1/",), ("g1",), ("**/lib",), ("g*/v0/lib", "g2/v2"), ("g0/v1/lib/p*",)])
         patterns = Patterns(tuple(map(os.fsencode, named)))
         time.sleep(TICK)
         for _ in range(chance.randrange(4)):
