@@ -14,7 +14,7 @@ from mkmeta.demand.shape import NoShape, Shape, is_version
 from mkmeta.model import tree_order
 from mkmeta.pattern import Patterns
 
-_SPECIAL: Final = re.compile(rb"([*?\[\]\\])")
+_SPECIAL: Final = re.compile(rb"([*?\[\]\\{}!])")
 _MATCHES_MAX: Final = 100_000  # directories looked at for one pattern
 _CANDIDATES_MAX: Final = 10_000  # patterns tried
 

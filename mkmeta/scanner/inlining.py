@@ -82,6 +82,7 @@ class Inlining:
         if not here.state:
             return self._sizes[here.rule]
         _, matched = self._patterns.advance(here.state, name)
+        matched = self._patterns.fitting(matched, is_directory=False)
         return self._sizes[max(here.rule, matched[-1])] if matched else self._sizes[here.rule]
 
     def wants(self, mode: int, xattrs: Sequence[bytes]) -> bool:

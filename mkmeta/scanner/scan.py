@@ -182,8 +182,10 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
 def check_patterns(options: ScanOptions, root: bytes) -> None:
     """Raises UsageError for a pattern that says something else than was probably meant, unless the base has it too."""
     info = options.base.info if options.base is not None else None
-    known = frozenset((*info.select, *info.hide, *info.drop_xattrs)) if info is not None else frozenset()
-    for pattern in (*options.select, *options.hide, *options.only):
+    known: set[bytes] = set()
+    if info is not None:
+        known.update(info.select, info.hide, info.drop_xattrs, (pattern for pattern, _ in info.inline))
+    for pattern in (*options.select, *options.hide, *options.only, *(pattern for pattern, _ in options.inline)):
         if pattern not in known:
             check_pattern(pattern, lambda path: os.path.lexists(os.path.join(root, path)), root=root)
     for pattern in options.drop_xattrs:
