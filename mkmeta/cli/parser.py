@@ -19,7 +19,7 @@ GROUPS: Final = {
     "inspect": ("show", "ls", "dump", "diff", "explain", "verify"),
     "serve": ("activate", "rollback", "refresh", "deactivate", "gc"),
     "publish": ("publish",),
-    "observe": ("status", "observe", "suggest"),
+    "observe": ("status", "observe", "suggest", "predict"),
 }
 VERBS: Final = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 

@@ -83,6 +83,7 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
         ["build", str(manifest), layer],
         ["ls", str(manifest), "no"],
         ["observe", "--from", "ld-debug", "/dev/null", "-o", str(tmp_path / "sw.profile")],
+        ["predict", str(manifest), str(profile), "--profile", "merge"],
         ["suggest", str(profile), "--root", str(volume), "--settled", "0"],
     ]
     seen: set[tuple[str, str]] = set()
