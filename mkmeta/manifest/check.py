@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 from mkmeta.codec.container import Location
 from mkmeta.codec.facts import COUNT_MAX, PageFacts
 from mkmeta.codec.objects import Examined, element_count, examine_page, is_divided
-from mkmeta.digest import ContentDigest
 from mkmeta.errors import FormatError
 from mkmeta.manifest.content_walk import visit_files
 from mkmeta.manifest.contents import Contents
@@ -85,8 +84,7 @@ def check_contents(reader: ManifestReader, frames: Collection[int] | None = None
             if frames is None or place[0] in frames:
                 places.add(_PLACE.pack(*place) + name)
         for record in places:
-            name = ContentDigest(record[_PLACE.size :])
-            contents.checked(name, Location(*_PLACE.unpack_from(record)))
+            contents.checked(record[_PLACE.size :], Location(*_PLACE.unpack_from(record)))
 
 
 def _check_owners(reader: ManifestReader, contents: Contents) -> None:

@@ -17,8 +17,9 @@ from mkmeta.digest import DIGEST_SIZE
 from mkmeta.errors import FormatError
 from mkmeta.manifest.cursor import Cursor, Page
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.model import Directory, RegularFile
+from mkmeta.model import DigestName, Directory, RegularFile
 
+_SIZE, _BLAKE3, _VERITY = 6, 7, 8  # places in the entry of a file
 _PLAIN: Final = 9  # fields of a file without xattrs
 _TYPE_SHIFT: Final = 12
 _REGULAR: Final = stat.S_IFREG >> _TYPE_SHIFT
@@ -64,12 +65,13 @@ def visit_files(reader: ManifestReader, take: Take, *, public: bool) -> None:
     if public and not is_public(top.mode, top.xattrs):
         return
     seen = bytearray(reader.objects)
+    name = _column(reader)
 
     def read(rows: list[Any]) -> None:
         for row in rows:
             if public and not is_public(row[1], _xattrs(row)):
                 continue
-            take(row[7], row[6])
+            take(row[name], row[_SIZE])
 
     stack = [_Level(reader, top, read)]
     while stack:
@@ -109,7 +111,7 @@ def count_inside(reader: ManifestReader, is_inside: Callable[[bytes, int], bool]
 class _Counting:
     """A directory whose files are counted."""
 
-    __slots__ = ("_is_inside", "cursor", "files", "number", "size")
+    __slots__ = ("_is_inside", "_name", "cursor", "files", "number", "size")
 
     def __init__(
         self, reader: ManifestReader, directory: Directory, is_inside: Callable[[bytes, int], bool], number: int = -1
@@ -118,6 +120,7 @@ class _Counting:
         self.number = number
         self.files = self.size = 0
         self._is_inside = is_inside
+        self._name = _column(reader)
 
     def add(self, files: int, size: int) -> None:
         """What is below a directory in it."""
@@ -126,18 +129,19 @@ class _Counting:
 
     def _take(self, rows: list[Any]) -> None:
         for row in rows:
-            if self._is_inside(row[7], row[6]):
-                self.add(1, row[6])
+            if self._is_inside(row[self._name], row[_SIZE]):
+                self.add(1, row[_SIZE])
 
 
 class _Level(Cursor[Directory]):
     """Gives the directories in one, and has somebody told of the files that may have content, once."""
 
-    __slots__ = ("_read_rows", "_told")
+    __slots__ = ("_name", "_read_rows", "_told")
 
     def __init__(self, reader: ManifestReader, directory: Directory, read: Callable[[list[Any]], None]) -> None:
         super().__init__(reader, directory, b"")
         self._read_rows = read
+        self._name = _column(reader)
         self._told = -1  # last page: pages may be read more than once
 
     def _read(self, page: Page, pages: int) -> tuple[list[Directory], bytes, bytes]:
@@ -147,14 +151,14 @@ class _Level(Cursor[Directory]):
         total = len(rows)
         for row in rows:
             if type(row) is list and len(row) == _PLAIN and type(row[1]) is int and row[1] >> _TYPE_SHIFT == _REGULAR:
-                if _may_have_content(row):
+                if self._may_have_content(row):
                     files.append(row)
                 continue
             node = decode_entry(row, _WHERE).node
             if isinstance(node, Directory):
                 directories.append(node)
                 total += node.entries
-            elif isinstance(node, RegularFile) and _may_have_content(row):
+            elif isinstance(node, RegularFile) and self._may_have_content(row):
                 files.append(row)
         first, last = (rows[0][0], rows[-1][0]) if rows else (b"", b"")
         if type(first) is not bytes or type(last) is not bytes:
@@ -165,10 +169,14 @@ class _Level(Cursor[Directory]):
             self._read_rows(files)
         return directories, first, last
 
+    def _may_have_content(self, row: Any) -> bool:
+        size, name = row[_SIZE], row[self._name]
+        return type(size) is int and 0 < size <= CONTENT_SIZE_MAX and type(name) is bytes and len(name) == DIGEST_SIZE
 
-def _may_have_content(row: Any) -> bool:
-    size, digest = row[6], row[7]
-    return type(size) is int and 0 < size <= CONTENT_SIZE_MAX and type(digest) is bytes and len(digest) == DIGEST_SIZE
+
+def _column(reader: ManifestReader) -> int:
+    """Where in the entry of a file the digest is that names its content; without digests, where there is none."""
+    return _BLAKE3 if DigestName.BLAKE3 in reader.root.digests else _VERITY
 
 
 def _xattrs(row: list[Any]) -> Iterable[tuple[bytes, bytes]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import zstandard
 
 from mkmeta.codec.container import CONTENT_ROW, CONTENT_TRAILER, FRAME_TARGET, FrameRow, Location
-from mkmeta.digest import DIGEST_SIZE, ContentDigest
+from mkmeta.digest import DIGEST_SIZE
 from mkmeta.manifest.content_walk import Totals, count_inside, visit_files
 from mkmeta.manifest.contents import Contents, ContentTable
 from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
@@ -152,7 +152,7 @@ class ContentWriter:
                 taken = [(place, record[1:]) for place, record in rows if record[0]]
                 if not taken:
                     continue
-                found = [(name, donor.checked(ContentDigest(name), place)) for place, name in taken]
+                found = [(name, donor.checked(name, place)) for place, name in taken]
                 compressed, size = donor.frame(taken[0][0].frame)
                 if len(taken) == len(rows) and _fill(rows, size):
                     number = self._write(writer, compressed, size)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 from blake3 import blake3
 
 from mkmeta.codec.container import CONTENT_ROW, CONTENT_SIZE_MAX, ContentTrailer, Location
-from mkmeta.digest import ContentDigest
+from mkmeta.digest import verity_digest
 from mkmeta.errors import FormatError, printable
-from mkmeta.model import RegularFile
+from mkmeta.model import DigestName, RegularFile
 
 if TYPE_CHECKING:
     from mkmeta.manifest.reader import ManifestReader
@@ -105,12 +105,13 @@ class Contents:
 
     def find(self, file: RegularFile) -> int:
         """The number of a file's content; -1 if it is not here."""
-        if file.blake3 is None or not 0 < file.size <= CONTENT_SIZE_MAX:
+        name = file.blake3 if self._is_blake3 else file.verity
+        if name is None or not 0 < file.size <= CONTENT_SIZE_MAX:
             return _ABSENT
-        return self.find_bytes(file.blake3, file.size)
+        return self.find_bytes(name, file.size)
 
     def find_bytes(self, digest: bytes, size: int) -> int:
-        """The same for the digest and size of a file that has content."""
+        """The same for the digest that names it and the size of a file that has content."""
         number = self.table.find(digest)
         if number < 0 or self.table.row(number)[3] != size:
             return _ABSENT
@@ -119,9 +120,9 @@ class Contents:
     def read(self, number: int, path: bytes) -> bytes:
         """A content, compared with its name; `path` is the file that is to have it. Raises FormatError."""
         name, *place = self.table.row(number)
-        return self._checked(ContentDigest(name), Location(*place), f"content of '{printable(path)}'")
+        return self._checked(name, Location(*place), f"content of '{printable(path)}'")
 
-    def checked(self, name: ContentDigest, place: Location) -> bytes:
+    def checked(self, name: bytes, place: Location) -> bytes:
         """A content, compared with its name, given its place. Raises FormatError."""
         return self._checked(name, place, f"content {name.hex()[:16]}")
 
@@ -129,12 +130,17 @@ class Contents:
         """A frame as it is in the file, compressed, and its size. Raises FormatError."""
         return self._reader.raw_frame(number)
 
-    def _checked(self, name: ContentDigest, place: Location, where: str) -> bytes:
+    @cached_property
+    def _is_blake3(self) -> bool:
+        """Whether names are BLAKE3, and not fs-verity digests."""
+        return DigestName.BLAKE3 in self._reader.root.digests
+
+    def _checked(self, name: bytes, place: Location, where: str) -> bytes:
         if place.frame < self.first_frame:
             raise FormatError(f"{where}: in frame {place.frame}, which is for objects")
         if not 0 < place.length <= CONTENT_SIZE_MAX:
             raise FormatError(f"{where}: {place.length} bytes, a content has 1 to {CONTENT_SIZE_MAX}")
         data = self._reader.content_at(place, where)
-        if blake3(data).digest() != name:
+        if (blake3(data).digest() if self._is_blake3 else verity_digest(data)) != name:
             raise FormatError(f"{where}: is damaged: its bytes have another digest")
         return data

@@ -258,6 +258,15 @@ def _contents() -> Case:
 
 CASES: dict[str, Case] = {
     "contents": _contents(),
+    "contents-by-verity": Case(
+        why="Contents that are named by fs-verity digests, for there are no others.",
+        tree=_root(a=_content(b"a", (DigestName.VERITY,)), b=_content(bytes(9000), (DigestName.VERITY,))),
+        digests=(DigestName.VERITY,),
+        info=dataclasses.replace(
+            INFO, inline=((b"", 9999),), inline_all=True, counts={"inline_files": 2, "inline_bytes": 9001}
+        ),
+        contents=(b"a", bytes(9000)),
+    ),
     "no-contents": dataclasses.replace(_contents(), why="The tree of contents, without.", info=INFO, contents=()),
     "hello": _hello(),
     "empty-directory": Case(why="One empty opaque directory.", tree=_root(empty=Tree())),

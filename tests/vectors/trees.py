@@ -16,7 +16,7 @@ from mkmeta.codec.container import Location
 from mkmeta.codec.facts import PageFacts, encode_facts, encode_page_facts
 from mkmeta.codec.info import Info
 from mkmeta.codec.objects import PageRow, encode_entry, encode_page, encode_page_rows
-from mkmeta.digest import ObjectId, ObjectKind
+from mkmeta.digest import ObjectId, ObjectKind, verity_digest
 from mkmeta.manifest.content_writer import ContentWriter, FramePacker
 from mkmeta.manifest.cursor import counts_of
 from mkmeta.manifest.writer import ManifestWriter
@@ -88,7 +88,8 @@ def write_tree(
     with ManifestWriter(stream, taken) as writer:
         packer = FramePacker()
         for content in contents:
-            assert packer.add(blake3(content).digest(), content) is None
+            name = blake3(content).digest() if DigestName.BLAKE3 in digests else verity_digest(content)
+            assert packer.add(name, content) is None
         if frame := packer.take():
             writer.add_contents(frame)
         top, place, _ = _add(writer, tree, b"", nlinks if facts else None, backwards)
