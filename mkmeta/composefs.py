@@ -6,37 +6,32 @@ Memory is bounded but for hard links, of which the paths are held. formats/erofs
 from __future__ import annotations
 
 import heapq
-import marshal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import BinaryIO, Final
 
-from mkmeta.codec.dump_lines import XATTR_COST, XATTRS_COST, XATTRS_MAX, DumpEntry, DumpLink, Xattrs, decode_line
+from mkmeta.codec.dump_lines import XATTR_COST, XATTRS_COST, XATTRS_MAX, DumpEntry, DumpLink, Xattrs
 from mkmeta.codec.erofs import TYPES
 from mkmeta.codec.metacopy import encode_metacopy
 from mkmeta.composefs_plan import ROOT_OPAQUE, SELINUX, WHITEOUT_MODE, WHITEOUT_NAMES, redirection
 from mkmeta.digest import VerityDigest
-from mkmeta.errors import FormatError, printable
-from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
+from mkmeta.errors import printable
+from mkmeta.manifest.sorter import temporary_space_error
 from mkmeta.overlay_xattrs import TRUSTED
 from mkmeta.sinks.erofs.assembly import Assembly
 from mkmeta.sinks.erofs.collecting import Collector, node_order
 from mkmeta.sinks.erofs.destination import ImageDestination
 from mkmeta.sinks.erofs.nodes import DIRECTORY, REGULAR, SYMLINK, TYPE_MASK, Row, layout_of, xattr_entries
 from mkmeta.sinks.erofs.spool import Spool
+from mkmeta.trees.dump_text import DumpRecord, DumpText, Progress, bad_line
 
-_LINE_MAX: Final = 4 << 20  # bytes
-_DEPTH_MAX: Final = 65535  # of paths, for the two bytes that sort them
 _NUMBER_BYTES: Final = 8
 _WHITEOUT: Final = 0o020000
 _ESCAPED: Final = TRUSTED.prefix + b"overlay."
 _USER: Final = b"user.overlay."
 _U64: Final = 2**64
-
-Progress = Callable[[int], None]  # lines read
-_Record = tuple[bytes, int, DumpEntry | DumpLink]  # key, number of the line, what it says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,58 +77,17 @@ def build_dump(
     )
 
 
-class _Tree:
-    """The lines of a text, sorted. A context manager."""
+class _Tree(DumpText):
+    """The lines of a text in node order."""
 
     def __init__(self) -> None:
-        self.lines = 0
-        self.whiteouts = False  # whether there is one
-        self._entries = ExternalSorter()
-        self._parents = ExternalSorter()  # of whiteouts
-        self._links: dict[bytes, bytes] = {}  # path: target
-
-    def __enter__(self) -> _Tree:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._entries.__exit__(*error)
-        self._parents.__exit__(*error)
-
-    def read(self, text: BinaryIO, progress: Progress) -> None:
-        """Reads all lines. Raises FormatError."""
-        add = self._entries.add
-        while line := text.readline(_LINE_MAX):
-            self.lines = number = self.lines + 1
-            if len(line) == _LINE_MAX:
-                raise _bad(number, f"longer than {_LINE_MAX} bytes")
-            try:
-                entry = decode_line(line.removesuffix(b"\n"))
-            except ValueError as error:
-                raise _bad(number, str(error)) from None
-            path = entry.path
-            if not path and number > 1:
-                raise _bad(number, "the root once more")
-            if number == 1 and (path or isinstance(entry, DumpLink) or entry.mode & TYPE_MASK != DIRECTORY):
-                raise _bad(number, "the first entry is not the root, a directory")
-            if path.count(b"/") >= _DEPTH_MAX:
-                raise _bad(number, "too many directories in each other")
-            if isinstance(entry, DumpLink):
-                self._links.setdefault(path, entry.target)
-            elif entry.mode & TYPE_MASK == _WHITEOUT and not entry.device:
-                self.whiteouts = True
-                self._parents.add(node_order(path.rpartition(b"/")[0]))
-            key = node_order(path)
-            add(b"%b\0%b%b%b" % (key, number.to_bytes(_NUMBER_BYTES, "big"), marshal.dumps(tuple(entry), 2),
-                len(key).to_bytes(_NUMBER_BYTES, "big")))  # fmt: skip
-            progress(1)
-        if not self.lines:
-            raise FormatError("the text is empty")
+        super().__init__(node_order)
 
     def collect(self, collector: Collector, version: int) -> Row:
         """Has all directories collected, in node order. Returns the row of the root. Raises FormatError."""
-        targets = self._targets()
+        targets = self.targets()
         marks = _Marks(iter(self._parents), version)
-        records = self._records()
+        records = self.records()
         key, line, top = next(records)
         assert isinstance(top, DumpEntry)
         xattrs = _escaped(top.xattrs)
@@ -158,7 +112,7 @@ class _Tree:
 
     def _inside(
         self,
-        records: Iterator[_Record],
+        records: Iterator[DumpRecord],
         collector: Collector,
         directories: _Directories,
         marks: _Marks,
@@ -168,7 +122,7 @@ class _Tree:
         for key, line, entry in records:
             name = entry.path.rpartition(b"/")[2]
             if isinstance(entry, DumpLink):
-                target = self._final(entry.path)
+                target = self.final(entry.path)
                 yield name, TYPES[targets[target] & TYPE_MASK], target
                 continue
             if entry.mode & TYPE_MASK == DIRECTORY:
@@ -179,50 +133,6 @@ class _Tree:
             else:
                 row = _planned(entry, collector, entry.path if entry.path in targets else b"", line)
             yield name, TYPES[row[0][0] & TYPE_MASK], row
-
-    def _records(self) -> Iterator[_Record]:
-        """Key, number of the line and what it says, in node order. Raises FormatError for a path that comes twice."""
-        before = b"none"
-        for record in self._entries:
-            size = int.from_bytes(record[-_NUMBER_BYTES:], "big")
-            key = record[:size]
-            start = size + 1 + _NUMBER_BYTES
-            number = int.from_bytes(record[size + 1 : start], "big")
-            fields = marshal.loads(record[start:-_NUMBER_BYTES])
-            entry: DumpEntry | DumpLink = DumpLink(*fields) if len(fields) == 2 else DumpEntry(*fields)
-            if key == before:
-                raise _bad(number, f"'{printable(entry.path)}' is there already")
-            before = key
-            yield key, number, entry
-
-    def _targets(self) -> dict[bytes, int]:
-        """The modes of what links name in the end, by path. Raises FormatError for what they cannot name."""
-        if not self._links:
-            return {}
-        wanted = {self._final(path) for path in self._links}
-        found = {}
-        for _, number, entry in self._records():
-            if isinstance(entry, DumpEntry) and entry.path in wanted:
-                if entry.mode & TYPE_MASK == DIRECTORY:
-                    raise _bad(number, f"directory '/{printable(entry.path)}' has a hard link")
-                whiteout = entry.mode & TYPE_MASK == _WHITEOUT and not entry.device
-                found[entry.path] = REGULAR if whiteout else entry.mode
-        for path, target in self._links.items():
-            if self._final(path) not in found:
-                raise FormatError(f"'{printable(path)}' links to '/{printable(target)}', which is not there")
-        return found
-
-    def _final(self, path: bytes) -> bytes:
-        """What a link names, at the end of all links to links. Raises FormatError for a circle."""
-        passed = {}
-        while (target := self._links.get(path)) is not None:
-            if path in passed:
-                raise FormatError(f"'{printable(path)}' is a hard link to itself")
-            passed[path] = target
-            path = target
-        for link in passed:
-            self._links[link] = path
-        return path
 
 
 class _Directories:
@@ -268,11 +178,11 @@ class _Directories:
 class _Children:
     """Entries, given to their directories."""
 
-    def __init__(self, records: Iterator[_Record]) -> None:
+    def __init__(self, records: Iterator[DumpRecord]) -> None:
         self._records = records
         self._ahead = next(records, None)
 
-    def of(self, directory: bytes, line: int) -> Iterator[_Record]:
+    def of(self, directory: bytes, line: int) -> Iterator[DumpRecord]:
         """Those in the directory with this key, which is on this line. Raises FormatError for what is in none."""
         while (record := self._ahead) is not None:
             key, number, entry = record
@@ -280,14 +190,14 @@ class _Children:
             if parent > directory:
                 return
             if parent < directory or number < line:
-                raise _bad(number, f"'{printable(entry.path)}' is in no directory of the lines before")
+                raise bad_line(number, f"'{printable(entry.path)}' is in no directory of the lines before")
             self._ahead = next(self._records, None)
             yield record
 
     def check_end(self) -> None:
         """Raises FormatError when there are some left."""
         if self._ahead is not None:
-            raise _bad(self._ahead[1], f"'{printable(self._ahead[2].path)}' is in no directory of the lines before")
+            raise bad_line(self._ahead[1], f"'{printable(self._ahead[2].path)}' is in no directory of the lines before")
 
 
 class _Marks:
@@ -318,7 +228,7 @@ def _add(xattrs: Xattrs, added: Iterable[tuple[bytes, bytes]], line: int) -> Non
             held = held - XATTR_COST - len(name) - len(old) if xattrs else 0
         held += XATTR_COST + len(name) + len(value) + (0 if xattrs else XATTRS_COST)
         if held % _U64 > XATTRS_MAX:
-            raise _bad(line, f"mkcomposefs cannot replace the value of {printable(name)}: it is too long")
+            raise bad_line(line, f"mkcomposefs cannot replace the value of {printable(name)}: it is too long")
         xattrs[name] = value
 
 
@@ -383,7 +293,3 @@ def _path_of(key: bytes) -> bytes:
 def _parent_of(key: bytes) -> bytes:
     depth = int.from_bytes(key[:2], "big") - 1
     return depth.to_bytes(2, "big") + key[2:].rpartition(b"\0")[0]
-
-
-def _bad(line: int, problem: str) -> FormatError:
-    return FormatError(f"line {line}: {problem}")

@@ -13,6 +13,7 @@ from typing import Final
 from mkmeta.codec.dump_lines import CONTENT_MAX
 from mkmeta.codec.metacopy import encode_metacopy
 from mkmeta.digest import ObjectId
+from mkmeta.errors import BuildError
 from mkmeta.model import Device, Directory, Inode, Node, RegularFile, Root, Xattrs
 from mkmeta.overlay_xattrs import OPAQUE_VALUE, TRUSTED
 from mkmeta.plan import NO_CONTENT, ContentIndex, Plan, PlannedNode
@@ -28,6 +29,7 @@ class ComposefsPlan(Plan):
     """The tree of a manifest as `mkmeta dump` says it: every file is redirected to its path on the volume."""
 
     top: Directory | None = None  # the recorded root
+    objects: bool = False  # files are redirected to what is named by their fs-verity digests instead
 
     def root(self, root: Root, manifest_id: ObjectId) -> PlannedNode:
         """Opaque, for what that is worth."""
@@ -64,7 +66,8 @@ class ComposefsPlan(Plan):
                     if content != NO_CONTENT:
                         yield PlannedNode(name, inode, inode.xattrs, content)
                         continue
-                yield PlannedNode(name, inode, inode.xattrs + redirection(prefix + name, encode_metacopy(inode.verity)))
+                payload = object_name(inode, prefix + name) if self.objects else prefix + name
+                yield PlannedNode(name, inode, inode.xattrs + redirection(payload, encode_metacopy(inode.verity)))
             else:
                 yield PlannedNode(name, inode, inode.xattrs)
 
@@ -74,6 +77,18 @@ class ComposefsPlan(Plan):
         xattrs = tuple(pair for pair in top.xattrs if pair[0] == SELINUX)
         device = Device(mode=WHITEOUT_MODE, uid=top.uid, gid=top.gid, mtime_ns=top.mtime_ns, major=0, minor=0)
         return PlannedNode(name, device, xattrs)
+
+
+def object_name(file: RegularFile, path: bytes) -> bytes:
+    """Where composefs keeps the content of a file: `ab/cdef...`, by its fs-verity digest. Raises BuildError."""
+    if file.verity is None:
+        raise BuildError(
+            "has no fs-verity digest, which would be the name of its object",
+            path=path,
+            hint="scan with --digest verity, or leave --objects out",
+        )
+    digits = file.verity.hex().encode()
+    return digits[:2] + b"/" + digits[2:]
 
 
 def redirection(payload: bytes, metacopy: bytes) -> Xattrs:

@@ -29,13 +29,19 @@ def add_composefs_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(0, 1),
         help="with --format composefs: 0 or 1 (default: 1 if the tree has a whiteout, as mkcomposefs)",
     )
+    parser.add_argument(
+        "--objects",
+        action="store_true",
+        help="with --format composefs, of a manifest: files are objects, ab/cdef... by fs-verity digest, as composefs "
+        "keeps them, and not where they are on the volume",
+    )
 
 
 def check_composefs_arguments(args: argparse.Namespace) -> None:
     """Raises UsageError for arguments that do not go together."""
     if args.format != COMPOSEFS:
-        if args.composefs_version is not None:
-            raise UsageError("--composefs-version goes with --format composefs")
+        if args.composefs_version is not None or args.objects:
+            raise UsageError("--composefs-version and --objects go with --format composefs")
         return
     if args.redirect_prefix or args.userxattr or args.no_verity:
         raise UsageError(
@@ -69,6 +75,11 @@ def run_dump(args: argparse.Namespace, text: BinaryIO) -> int:
     with text, ProgressLine(args, "build") as line:
         if args.expect_id is not None:
             raise UsageError("--expect-id goes with a manifest, and this is a composefs-dump text")
+        if args.objects or args.no_inline:
+            raise UsageError(
+                "--objects and --no-inline go with a manifest, and this is a composefs-dump text",
+                hint="the text says what is inside, and where the rest is",
+            )
 
         def progress(lines: int) -> None:
             nonlocal done
@@ -103,7 +114,7 @@ def build_composefs(
     reader: ManifestReader, options: BuildOptions, args: argparse.Namespace, progress: Progress
 ) -> BuildResult:
     """Makes an image of a manifest."""
-    plan = ComposefsPlan(top=reader.root.directory)
+    plan = ComposefsPlan(top=reader.root.directory, objects=args.objects)
     sink = ErofsSink(os.fsencode(args.dest), jobs=options.jobs, swap=args.swap, composefs=args.composefs_version or 0)
     return build(
         reader,

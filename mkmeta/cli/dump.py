@@ -12,6 +12,7 @@ from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.codec.dump import dump_hard_link, dump_line
 from mkmeta.codec.dump_lines import CONTENT_MAX
+from mkmeta.composefs_plan import object_name
 from mkmeta.errors import ExitCode
 from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.reader import ManifestReader
@@ -52,6 +53,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_manifest_argument(parser)
     parser.add_argument("path", metavar="PATH", nargs="?", default="", help="relative to the root; default: the root")
     parser.add_argument(
+        "--objects",
+        action="store_true",
+        help="payloads are objects, ab/cdef... by fs-verity digest, as composefs keeps them, instead of paths",
+    )
+    parser.add_argument(
         "--no-inline", action="store_true", help="say of all files where they are, also of those the manifest has"
     )
     parser.set_defaults(run=run)
@@ -65,23 +71,23 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 emit_entry(path, node, row)
             else:
-                print(_line(reader, path, node, row, None if args.no_inline else reader.contents))
+                print(_line(reader, path, node, row, args))
     return ExitCode.DONE
 
 
 def _line(
-    reader: ManifestReader, path: bytes, node: Node, row: PrimaryRow | LinkRow | None, contents: Contents | None
+    reader: ManifestReader, path: bytes, node: Node, row: PrimaryRow | LinkRow | None, args: argparse.Namespace
 ) -> str:
-    content = _content(contents, path, node) if contents is not None and isinstance(node, RegularFile) else None
-    match row:
-        case PrimaryRow(_, nlink):
-            return dump_line(path, node, nlink=nlink, content=content)
-        case LinkRow(_, target):
-            return dump_hard_link(path, node, target)
-    if not isinstance(node, Directory):
-        return dump_line(path, node, nlink=1, content=content)
-    subdirectories = sum(isinstance(child, Directory) for _, child in reader.entries(node, path))
-    return dump_line(path, node, nlink=2 + subdirectories)
+    if isinstance(row, LinkRow):
+        return dump_hard_link(path, node, row.target)
+    if isinstance(node, Directory):
+        subdirectories = sum(isinstance(child, Directory) for _, child in reader.entries(node, path))
+        return dump_line(path, node, nlink=2 + subdirectories)
+    content = payload = None
+    if isinstance(node, RegularFile):
+        content = _content(reader.contents, path, node) if reader.contents is not None and not args.no_inline else None
+        payload = object_name(node, path) if args.objects and node.size and content is None else None
+    return dump_line(path, node, nlink=1 if row is None else row.nlink, content=content, payload=payload)
 
 
 def _content(contents: Contents, path: bytes, file: RegularFile) -> bytes | None:

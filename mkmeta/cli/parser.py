@@ -15,7 +15,7 @@ from mkmeta.cli.verb import Verbs
 # Each is the module `mkmeta.cli.VERB`; help lists them in this order, by group.
 GROUPS: Final = {
     "set up": ("init", "units", "doctor"),
-    "compile": ("scan", "build", "merge", "prune"),
+    "compile": ("scan", "build", "merge", "prune", "import"),
     "inspect": ("show", "ls", "dump", "diff", "explain", "verify"),
     "serve": ("activate", "rollback", "refresh", "deactivate", "gc"),
     "publish": ("publish",),

@@ -18,26 +18,28 @@ _UNSAFE: Final = re.compile(rb"[^\x21-\x5b\x5d-\x7e]")  # everything but the pri
 _UNSAFE_XATTR: Final = re.compile(rb"[^\x21-\x3c\x3e-\x5b\x5d-\x7e]")  # the same, and "="
 
 
-def dump_line(path: bytes, node: Node, *, nlink: int, content: bytes | None = None) -> str:
+def dump_line(
+    path: bytes, node: Node, *, nlink: int, content: bytes | None = None, payload: bytes | None = None
+) -> str:
     """The line of the entry at `path` (empty: the root), without its newline.
 
     With `content`, a file has that, and nothing else. One whose content is on the volume has its own path there, from
-    the root, as payload. The digest is the fs-verity digest. `nlink` is a directory's count of subdirectories plus two,
-    or the names of an inode.
+    the root, as payload, or what is given as one. The digest is the fs-verity digest. `nlink` is a directory's count of
+    subdirectories plus two, or the names of an inode.
     """
     size = node.size if isinstance(node, RegularFile) else len(node.target) if isinstance(node, Symlink) else 0
-    payload = digest = _ABSENT
+    shown = digest = _ABSENT
     match node:
         case RegularFile(size=size) if size and content is None:
-            payload = _escape_optional(path)
+            shown = _escape_optional(path if payload is None else payload)
             digest = node.verity.hex() if node.verity else _ABSENT
         case Symlink(target=target):
-            payload = _escape_optional(target)
+            shown = _escape_optional(target)
     rdev = _device_number(node.major, node.minor) if isinstance(node, Device) else 0
     seconds, nanoseconds = divmod(node.mtime_ns, NS)
     line = (
         f"/{_escape(path)} {size} {node.mode:o} {nlink} {node.uid} {node.gid} {rdev} {seconds}.{nanoseconds} "
-        f"{payload} {_ABSENT if content is None else _escape_optional(content)} {digest}"
+        f"{shown} {_ABSENT if content is None else _escape_optional(content)} {digest}"
     )
     for name, value in node.xattrs:
         line += f" {_escape(name, _UNSAFE_XATTR)}={_escape(value, _UNSAFE_XATTR)}"

@@ -61,6 +61,7 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
     row = {"path": "good", "misses": 3}, {"path": "", "misses": 1}, {"rows": 2}
     head = {"mkmeta_profile": 1, "source": "strace", "mounts": [{"point": str(volume)}]}
     profile.write_text("".join(json.dumps(line) + "\n" for line in (head, *row)))
+    (tmp_path / "text").write_text("/ 0 40755 2 0 0 0 0.0 - - -\n")
     calls = [
         ["scan", str(volume), "--select", "*", "--select", "no", "-o", str(manifest)],
         ["build", str(manifest), layer, "--userxattr"],
@@ -74,6 +75,7 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
         ["show", str(manifest)],
         ["ls", str(manifest), "-R"],
         ["dump", str(manifest)],
+        ["import", str(tmp_path / "text"), "-o", str(tmp_path / "imported.mkm")],
         ["verify", layer, "--manifest", str(manifest), "--userxattr", "--lower", str(volume), "--data"],
         ["verify", layer, "--manifest", str(manifest), "--userxattr", "--no-verity"],
         ["explain", str(manifest), "good/file"],

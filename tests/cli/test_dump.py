@@ -142,10 +142,20 @@ def test_a_mounted_image_shows_the_tree(
         rows = {row.path: row for row in reader.links()}
         for path, node in reader.walk():
             children = [child for _, child in reader.directory(node, path)] if isinstance(node, Directory) else []
-            _compare(top, path, node, rows.get(path), children)
+            _compare(top, path, node, rows.get(path), children, _content(reader, path, node))
 
 
-def _compare(top: bytes, path: bytes, node: Node, row: PrimaryRow | LinkRow | None, children: list[Node]) -> None:
+def _content(reader: ManifestReader, path: bytes, node: Node) -> bytes | None:
+    """What a text says of a file's content."""
+    if reader.contents is None or not isinstance(node, RegularFile) or node.size > 5000:
+        return None
+    number = reader.contents.find(node)
+    return reader.contents.read(number, path) if number >= 0 else None
+
+
+def _compare(
+    top: bytes, path: bytes, node: Node, row: PrimaryRow | LinkRow | None, children: list[Node], content: bytes | None
+) -> None:
     """An entry of the manifest with what the mounted image shows."""
     at = os.path.join(top, path)
     found = os.lstat(at)
@@ -160,7 +170,10 @@ def _compare(top: bytes, path: bytes, node: Node, row: PrimaryRow | LinkRow | No
     match node:
         case RegularFile(size=size, verity=verity):
             assert found.st_size == size
-            if size:
+            if content is not None:
+                with open(at, "rb") as file:
+                    assert file.read() == content
+            elif size:
                 expected[b"trusted.overlay.metacopy"] = b"\0\x24\0\x01" + verity if verity else b""
                 expected[b"trusted.overlay.redirect"] = b"/" + source
         case Symlink(target=target):
