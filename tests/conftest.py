@@ -132,6 +132,8 @@ def _probe() -> dict[str, bool]:
             "setpriv",
             "strace",
             "systemd-analyze",
+            "promtool",
+            "mandoc",
         )
         return found | {
             tool: shutil.which(tool) is not None

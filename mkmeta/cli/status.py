@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 
+from mkmeta.cli.arguments import filled
 from mkmeta.cli.config_option import add_config
 from mkmeta.cli.deactivate import left_fields, left_text
 from mkmeta.cli.host_arguments import add_mount_point, add_run_dir
@@ -13,7 +14,9 @@ from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, NotActiveError, printable
 from mkmeta.host.deactivation import left_here
+from mkmeta.host.metrics import layer_metrics
 from mkmeta.host.place import real_point
+from mkmeta.host.prometheus import write_metrics
 from mkmeta.host.status import Holder, Status, statuses
 from mkmeta.mounts.run import RunDirectory
 
@@ -28,6 +31,7 @@ examples:
   mkmeta status
   mkmeta status /sw
   mkmeta status /sw --json | jq .generation
+  mkmeta status -q --config /etc/mkmeta/sw.toml --metrics /var/lib/prometheus/node-exporter/mkmeta.prom
 
 exit codes: (for monitoring; of several mounts the highest)
   0    mounted, and what `mkmeta activate` would mount
@@ -39,11 +43,20 @@ exit codes: (for monitoring; of several mounts the highest)
 """
 
 
+_STATES = {0: "current", 1: "unknown", 21: "behind", 22: "degraded"}
+
+
 def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     """Adds the verb."""
     parser = add_verb(verbs, "status", summary="say what is mounted", description=_DESCRIPTION, epilog=_EPILOG)
     add_mount_point(parser, optional=True)
     add_run_dir(parser)
+    parser.add_argument(
+        "--metrics",
+        metavar="FILE",
+        type=filled,
+        help="also write FILE for node_exporter's textfile collector; with --config, what is published as well",
+    )
     add_config(parser, {"point": "mount-point", "run_dir": "run-dir"})
     parser.set_defaults(run=run)
 
@@ -52,7 +65,12 @@ def run(args: argparse.Namespace) -> int:
     """Looks and reports."""
     run_dir = RunDirectory.at(args.run_dir, os.environb.get(b"XDG_RUNTIME_DIR"))
     found = statuses([real_point(args.point)] if args.point is not None else None, run_dir)
-    for left in left_here():
+    left_over = left_here()
+    if args.metrics is not None:
+        states = [_STATES[_code(status)] for status in found]
+        pointer = args.config.pointer if args.config else None
+        write_metrics(args.metrics, layer_metrics(found, left_over, states, pointer))
+    for left in left_over:
         if args.json:
             emit("left", **left_fields(left))
         elif not args.quiet:
@@ -80,7 +98,7 @@ def _emit(status: Status) -> None:
     emit(
         "mount",
         **path_fields(live.point, "mountpoint"),
-        state={0: "current", 1: "unknown", 21: "behind", 22: "degraded"}[_code(status)],
+        state=_STATES[_code(status)],
         profile=str(live.profile),
         verity=str(live.verity),
         **path_fields(live.lower, "lower"),

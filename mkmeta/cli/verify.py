@@ -18,6 +18,8 @@ from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, UsageError, human_bytes, printable
+from mkmeta.host.metrics import verify_metrics
+from mkmeta.host.prometheus import write_metrics
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import WORKERS_MAX
 from mkmeta.overlay_xattrs import TRUSTED, USER
@@ -89,6 +91,12 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--seed", metavar="TEXT", type=os.fsencode, help="with --sample: which ones (default: always the same)"
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="FILE",
+        type=filled,
+        help="also write FILE for node_exporter's textfile collector: how many findings, and when",
+    )
     parser.add_argument("--all", action="store_true", help="print every finding, however many a subtree has")
     parser.add_argument(
         "--redirect-prefix", metavar="PATH", type=os.fsencode, help="as given to build, if LAYER is no generation"
@@ -130,8 +138,14 @@ def run(args: argparse.Namespace) -> int:
                 line.update(done, f"{findings.count} findings" if findings.count else "")
 
             verified = verify(reader, options, findings, progress)
-        subtrees = _emit(findings) if args.json else _print(findings, shown=None if args.all else _SHOWN)
         seconds = time.monotonic() - started
+        if args.metrics is not None:
+            entries = verified.counts["layer"]
+            families = verify_metrics(
+                findings.sides, path=args.layer, entries=entries, seconds=seconds, now=time.time()
+            )
+            write_metrics(args.metrics, families)
+        subtrees = _emit(findings) if args.json else _print(findings, shown=None if args.all else _SHOWN)
         if args.json:
             _emit_summary(reader, verified, findings.count, subtrees, seconds)
         elif not args.quiet:

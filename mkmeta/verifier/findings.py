@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from types import TracebackType
@@ -52,6 +53,7 @@ class Findings:
     def __init__(self) -> None:
         self._sorted = ExternalSorter()
         self.count = 0
+        self.sides: Counter[str] = Counter()  # how many of each side
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +69,7 @@ class Findings:
         sequence = self.count.to_bytes(_SEQUENCE_BYTES, "big")
         self._sorted.add(tree_order(finding.path) + _END + sequence + b"\0".join(fields))
         self.count += 1
+        self.sides[str(finding.side)] += 1
 
     def __iter__(self) -> Iterator[Finding]:
         """All of them in tree order, those of one path in the order they were added in. Once; ends `add`."""
