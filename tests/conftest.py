@@ -172,8 +172,15 @@ def pytest_report_header() -> list[str]:
     return [f"kernel: {os.uname().release}", f"can: {', '.join(able)}", f"cannot: {', '.join(unable) or '-'}"]
 
 
+# What looks at the whole host, as gc does, and what makes hostile mounts and processes for it: one at a time
+WHOLE_HOST = {"host", "mounts", "store", "systemd", "field"}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        item.add_marker(pytest.mark.xdist_group("whole host" if folder in WHOLE_HOST else str(item.path)))
         for mark in item.iter_markers("needs"):
             unknown = set(mark.args) - set(CAPABILITIES)
             if unknown:

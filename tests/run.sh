@@ -1,5 +1,5 @@
 #!/bin/sh
-# All checks and tests, in a virtual environment of their own. Arguments go to pytest: `tests/run.sh -m slow`, `-k build`.
+# All checks and tests, in a virtual environment of their own, two at a time. Arguments go to pytest: `tests/run.sh -m slow`, `-k build`, `-n 0`.
 set -eu
 . "$(dirname "$0")/../.ci/environment"
 environment "[dev]"
@@ -15,4 +15,4 @@ ruff format --check --quiet .
 ruff check --quiet .
 mypy
 lint-imports >/dev/null || lint-imports
-pytest "$@"
+pytest -n 2 --dist loadgroup "$@"
