@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from operator import sub
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from mkmeta.codec.container import Location
 from mkmeta.codec.packing import PackingError, RecordUnpacker, array_header, pack, unpack
@@ -19,22 +19,24 @@ _MODULUS = 2**64
 _HALF = 2**63
 _NLINK_MAX = 2**32 - 1
 _COUNTS_MAX = 64  # a later mkmeta may count more
+_INTEGERS = frozenset({int})
 _SHORTEST = 4  # the longest array in facts of a page without entries
 COUNT_MAX: Final = 2**64 - 1  # stands for any greater number too: sizes of sparse files add up to more
 
 
-@dataclass(frozen=True, slots=True)
-class PageFacts:
+NO_LINKS: Final[Mapping[int, int]] = MappingProxyType({})
+
+
+class PageFacts(NamedTuple):
     """Per entry of one page, in entry order."""
 
     inodes: list[int]
     change_times: list[int]  # ns since the epoch, modulo 2**64 as a signed integer
-    children: list[Location | None] = field(default_factory=list)  # of the entries that are directories; None: unknown
-    linked: Mapping[int, int] = field(default_factory=dict)  # number in the page: names of the inode, where several
+    children: Sequence[Location | None] = ()  # of the entries that are directories; None: unknown
+    linked: Mapping[int, int] = NO_LINKS  # number in the page: names of the inode, where several
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """Of a directory."""
 
     counts: Counts
@@ -115,7 +117,7 @@ def _unpacked(data: bytes, where: str, longest: int) -> object:
 def _counts(counts: object, where: str) -> Counts:
     if type(counts) is not list or not STORED_COUNTS <= len(counts) <= _COUNTS_MAX:
         raise FormatError(f"{where}: no array of counts")
-    if set(map(type, counts)) != {int} or min(counts) < 0:  # msgpack has none above 2**64 - 1
+    if set(map(type, counts)) != _INTEGERS or min(counts) < 0:  # msgpack has none above 2**64 - 1
         raise FormatError(f"{where}: a count is not an unsigned 64-bit integer")
     return Counts(*counts[:STORED_COUNTS])
 
@@ -127,10 +129,10 @@ def _page(page: object, where: str, entries: int) -> PageFacts:
     if not len(inodes) == len(change_times) == entries:
         raise FormatError(f"{where}: {len(inodes)} inode numbers, {len(change_times)} times for {entries} entries")
     return PageFacts(
-        inodes=_unsigned(_sums(_integers(inodes, where))),
-        change_times=_sums(_integers(change_times, where)),
-        children=[_location(child, where) for child in children],
-        linked=_linked(_integers(linked, where), where, entries) if linked else {},
+        _unsigned(_sums(_integers(inodes, where))),
+        _sums(_integers(change_times, where)),
+        [_location(child, where) for child in children],
+        _linked(_integers(linked, where), where, entries) if linked else NO_LINKS,
     )
 
 
@@ -148,7 +150,7 @@ def _linked(column: list[int], where: str, entries: int) -> dict[int, int]:
 
 def _integers(column: list[object], where: str) -> list[int]:
     integers: list[int] = column  # type: ignore[assignment]  # which is looked into next
-    if set(map(type, column)) - {int} or max(integers, default=0) >= _HALF:
+    if integers and (set(map(type, column)) != _INTEGERS or max(integers) >= _HALF):
         raise FormatError(f"{where}: a difference is not a signed 64-bit integer")
     return integers
 
@@ -173,7 +175,7 @@ def _pack_differences(values: Sequence[int]) -> bytes:
 
 
 def _unsigned(values: list[int]) -> list[int]:
-    return values if min(values, default=0) >= 0 else [value % _MODULUS for value in values]
+    return values if not values or min(values) >= 0 else [value % _MODULUS for value in values]
 
 
 def _sums(differences: Sequence[int]) -> list[int]:

@@ -14,7 +14,7 @@ from collections.abc import Container, Iterator
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import BinaryIO, Final, Protocol, Self
 
 import zstandard
 from blake3 import blake3
@@ -85,6 +85,18 @@ _PAGES_KEPT: Final = (
     256 << 10
 )  # bytes of pages, packed, that look-ups by path keep decoded, at up to 60 times their size
 _DIVIDED_KEPT = 2  # lists of pages of directories that have several
+
+
+class Stored(Protocol):
+    """What is known of a directory whose pages are looked for."""
+
+    @property
+    def children(self) -> ObjectId:
+        """The ID of its object."""
+
+    @property
+    def entries(self) -> int:
+        """All in it and below."""
 
 
 class ManifestReader:
@@ -194,7 +206,7 @@ class ManifestReader:
         where = facts_of(path)
         return decode_counts(self._read_facts(place, where), where)
 
-    def pages(self, directory: Directory, path: bytes) -> list[Page]:
+    def pages(self, directory: Stored, path: bytes) -> list[Page]:
         """The pages of `directory`, which is at `path` (empty: the root)."""
         where = directory_at(path)
         data = self._object(ObjectKind.DIRECTORY, directory.children, where)

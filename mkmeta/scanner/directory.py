@@ -20,7 +20,7 @@ from mkmeta.linux.mountinfo import mount_id
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.model import DirectoryKind
 from mkmeta.pattern import State
-from mkmeta.scanner.base import BaseDirectory, RecordedDirectory, head_and_tail
+from mkmeta.scanner.base import BaseDirectory, RecordedDirectory
 from mkmeta.scanner.entry import ACCESS_ACL, MOUNT_POINT, EntryReader, twice
 from mkmeta.scanner.gathering import Gathering
 from mkmeta.scanner.inlining import Inline
@@ -129,7 +129,7 @@ class DirectoryReader(EntryReader):
             reading = self._read_names(path, fd, names, recorded, work)
             try:
                 if as_before and base is not None:  # its names were not listed, and its attributes cannot have changed
-                    reading.own = Own(*head_and_tail(base))
+                    reading.own = base.own
                 else:
                     reading.own = self.describe(path, before, kind if only is None else DirectoryKind.MERGE, tally)
                     if kind is DirectoryKind.OPAQUE and not same(fstat(fd, path), before):

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mkmeta.model import NAME_MAX, PATH_LIMIT, SIZE_MAX, DirectoryKind
+from mkmeta.model import ID_MAX, NAME_MAX, NS, PATH_LIMIT, SIZE_MAX, DirectoryKind
 from mkmeta.pattern import NOWHERE, State
-from mkmeta.scanner.base import BLAKE3, MODE, NAME, SIZE, XATTRS, Base, Recorded, Row, inode_number, linked_name
+from mkmeta.scanner.base import BLAKE3, MODE, NAME, SIZE, XATTRS, Base, Recorded, Row, linked_name
 from mkmeta.scanner.entry import EntryReader
 from mkmeta.scanner.inlining import Inline
 from mkmeta.scanner.looking import look
 from mkmeta.scanner.records import Child, Listing, Tally, Unfaithful
 
+_TYPE_SHIFT: Final = 12  # of a mode
+_REGULAR, _SYMLINK = stat.S_IFREG >> _TYPE_SHIFT, stat.S_IFLNK >> _TYPE_SHIFT
 LARGE_FILE: Final = 8 << 20  # bytes; a larger file is a task of its own, so that no worker is left with all the work
 
 
@@ -64,8 +66,16 @@ class Inside:
             unchanged = {name: row for name, row in unchanged.items() if not is_lacking(reader, inline, row)}
         directories = recorded.directories() if recorded is not None else {}
         changed = [name for name in names if name not in unchanged] if unchanged else names
-        xattrs = dict(zip(changed, reader.list_xattrs(prefix, changed), strict=True))
+        xattr_names = reader.list_xattrs(prefix, changed)
         crowded = bool(reader.rules.mount_points) or len(prefix) > PATH_LIMIT - NAME_MAX
+        if not (crowded or self.select or unchanged or inline or reader.hasher.enabled or any(xattr_names)):
+            plain = plain_rows(names, looks)
+            if plain is not None:
+                listing.add(plain)
+                listing.tally.bytes = sum([seen.st_size for seen in looks])
+                listing.add_looks(looks, device)
+                return listing
+        xattrs = dict(zip(changed, xattr_names, strict=True))
         large = LARGE_FILE if reader.hasher.enabled else SIZE_MAX
         rows: list[list[object]] = []
         read = 0
@@ -90,11 +100,7 @@ class Inside:
                 rows.append(reader.row(prefix, name, seen, xattrs[name], listing, limit))
                 read += 1
         listing.add(rows)
-        if all(seen.st_dev == device for seen in looks):
-            listing.inodes = [seen.st_ino for seen in looks]
-        else:
-            listing.inodes = [inode_number(seen, device) for seen in looks]
-        listing.change_times = [seen.st_ctime_ns for seen in looks]
+        listing.add_looks(looks, device)
         if listing.links:
             listing.linked = {number: seen.st_nlink for number, seen in enumerate(looks) if is_linked(seen)}
         if recorded is not None and not read:
@@ -108,31 +114,22 @@ class Inside:
         """
         if reader.rules.mount_points:
             return None
-        tally = Tally(unchanged=len(recorded.rows))
-        links = []
-        linked = {}
-        device = reader.rules.device
+        rows = recorded.rows
         try:
-            for number, (row, inode, change_time) in enumerate(
-                zip(recorded.rows, recorded.inodes, recorded.change_times, strict=True)
-            ):
-                seen = os.lstat(row[0])
-                if not base.is_as_recorded(row, inode, change_time, seen):
-                    return None
-                if self.inline is not None and is_lacking(reader, self.inline, row):
-                    return None
-                file_type = stat.S_IFMT(row[1])
-                if file_type == stat.S_IFREG:
-                    tally.bytes += seen.st_size
-                elif file_type == stat.S_IFLNK:
-                    tally.symlinks += 1
-                else:
-                    tally.others += 1
-                if seen.st_nlink > 1:
-                    linked[number] = seen.st_nlink
-                    links.append(linked_name(seen, row, device))
+            looks = [os.lstat(row[NAME]) for row in rows]
         except OSError:
             return None  # whoever looks once more will say what it is
+        if rows and not base.are_as_recorded(rows, recorded.inodes, recorded.change_times, looks):
+            return None
+        inline = self.inline
+        if inline is not None and any(is_lacking(reader, inline, row) for row in rows):
+            return None
+        types = [seen.st_mode >> _TYPE_SHIFT for seen in looks]
+        files, symlinks = types.count(_REGULAR), types.count(_SYMLINK)
+        size = sum([seen.st_size for seen in looks if seen.st_mode >> _TYPE_SHIFT == _REGULAR])
+        tally = Tally(symlinks=symlinks, others=len(rows) - files - symlinks, bytes=size, unchanged=len(rows))
+        linked = {number: seen.st_nlink for number, seen in enumerate(looks) if seen.st_nlink > 1}
+        links = [linked_name(looks[number], rows[number], reader.rules.device) for number in linked]
         listing = Listing(
             inodes=recorded.inodes,
             change_times=recorded.change_times,
@@ -142,9 +139,9 @@ class Inside:
             tally=tally,
         )
         if whole and base.adopted:
-            listing.entries = len(recorded.rows)  # nobody needs what the new manifest has already
+            listing.entries = len(rows)  # nobody needs what the new manifest has already
         else:
-            listing.add(recorded.rows)
+            listing.add(rows)
         return listing
 
     def _visible(
@@ -193,6 +190,21 @@ class Inside:
 def _note_hidden(patterns: list[int], listing: Listing) -> None:
     listing.tally.hidden += 1
     listing.matched.update(~number for number in patterns)
+
+
+def plain_rows(names: Sequence[bytes], looks: Sequence[os.stat_result]) -> list[list[object]] | None:
+    """The entries of files of one name each, without digests and xattrs, as `EntryReader.row` makes them; None where
+    not all are such files. Most directories have no others.
+    """
+    if any(
+        seen.st_mode >> _TYPE_SHIFT != _REGULAR or seen.st_nlink > 1 or seen.st_uid > ID_MAX or seen.st_gid > ID_MAX
+        for seen in looks
+    ):
+        return None
+    return [
+        [name, seen.st_mode, seen.st_uid, seen.st_gid, *divmod(seen.st_mtime_ns, NS), seen.st_size, None, None]
+        for name, seen in zip(names, looks, strict=True)
+    ]
 
 
 def unchanged_rows(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mkmeta.codec.packing import array_header, pack
 from mkmeta.model import Counts, DigestName, DirectoryKind
 from mkmeta.pattern import Patterns, State
-from mkmeta.scanner.base import Base, BaseDirectory
+from mkmeta.scanner.base import Base, BaseDirectory, inodes_of
 from mkmeta.scanner.inlining import Inline, Inlining
 from mkmeta.trees.writer import LinkedName
 
@@ -42,6 +43,17 @@ class Child(NamedTuple):
     base: BaseDirectory | None = None  # what the base has there
     only: State | None = None  # None: everything below is walked
     inline: Inline | None = None  # None: no content is taken there
+
+    def plain(self) -> tuple[Any, ...]:
+        """As `BaseDirectory.plain`."""
+        *common, base, only, inline = self
+        return *common, base.plain() if base is not None else None, only, inline
+
+    @classmethod
+    def of(cls, plain: tuple[Any, ...]) -> Child:
+        """What became plain."""
+        child = cls._make(plain)
+        return child if child.base is None else child._replace(base=BaseDirectory.of(child.base))
 
 
 @dataclass(slots=True)
@@ -121,6 +133,11 @@ class Listing:
         """Adds a piece: entries that follow each other, up to the next child or the end."""
         self.pieces.append(pack(rows)[len(array_header(len(rows))) :])
         self.entries += len(rows)
+
+    def add_looks(self, looks: Sequence[os.stat_result], device: int) -> None:
+        """The facts of all entries, children included: nothing else adds any."""
+        self.inodes = inodes_of(looks, device)
+        self.change_times = [seen.st_ctime_ns for seen in looks]
 
     def counts(self) -> Counts:
         """What the entries in the pieces are, and what was left out on purpose."""

@@ -343,7 +343,7 @@ class _Scan:
                     tasks.append(task)
             if tasks:
                 worker.tasks += len(tasks)
-                worker.send(tasks)
+                worker.send([task.plain() for task in tasks])
 
     def _receive(self, worker: Worker) -> bool:
         """Takes a message. Whether it was the last."""

@@ -51,6 +51,17 @@ class Task(NamedTuple):
     only: State | None  # None: everything in it is walked
     inline: Inline | None  # None: no content is taken
 
+    def plain(self) -> tuple[Any, ...]:
+        """As `BaseDirectory.plain`."""
+        *common, base, only, inline = self
+        return *common, base.plain() if base is not None else None, only, inline
+
+    @classmethod
+    def of(cls, plain: tuple[Any, ...]) -> Task:
+        """What became plain."""
+        task = cls._make(plain)
+        return task if task.base is None else task._replace(base=BaseDirectory.of(task.base))
+
 
 class Complete(NamedTuple):
     """An opaque directory without children: its object is ready."""
@@ -84,7 +95,7 @@ class Partial(NamedTuple):
     kind: DirectoryKind | None
     has_runs: bool  # before these entries; they come in a file, which follows the report (mkmeta.scanner.gathering)
     pieces: list[bytes]
-    children: list[Child]
+    children: list[Any]  # of Child; plain while they travel
     inodes: list[int]
     change_times: list[int]
     linked: dict[int, int]
@@ -127,7 +138,9 @@ class Report(NamedTuple):
         """The results as what they are, in the order in which files follow."""
         yield from map(Complete._make, self.complete)
         yield from map(Same._make, self.same)
-        yield from map(Partial._make, self.partial)
+        for values in self.partial:
+            partial = Partial._make(values)
+            yield partial._replace(children=list(map(Child.of, partial.children)))
         yield from map(Problem._make, self.problems)
 
 
@@ -160,10 +173,10 @@ class _Crew:
         self._matched_only: set[int] = set()
         self.collector = Collector(rules.inlining, self._send_contents) if rules.inlining is not None else None
 
-    def take(self, tasks: list[Task]) -> None:
-        """Queues tasks and sees to it that lanes are running."""
+    def take(self, tasks: list[tuple[Any, ...]]) -> None:
+        """Queues tasks, which are plain, and sees to it that lanes are running."""
         for task in tasks:
-            self._tasks.put(task)
+            self._tasks.put(Task.of(task))
         self._start_lanes()
 
     def end(self) -> None:
@@ -380,7 +393,7 @@ def _result(reader: DirectoryReader, task: Task, reading: Reading) -> Result:
             kind=kind,
             has_runs=has_runs,
             pieces=listing.pieces,
-            children=listing.children,
+            children=[child.plain() for child in listing.children],
             inodes=listing.inodes,
             change_times=listing.change_times,
             linked=listing.linked,

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,11 +118,46 @@ def test_each_attribute_alone_is_a_change(tmp_path: Path) -> None:
         base = base_module.Base(reader, fd, adopted=False, trust=True)
     os.close(fd)
     row: list[object] = [b"file", seen.st_mode, seen.st_uid, seen.st_gid, 0, 5, 1, None, None]
-    assert base.is_as_recorded(row, seen.st_ino, seen.st_ctime_ns, seen)
-    assert not base.is_as_recorded(row, seen.st_ino + 1, seen.st_ctime_ns, seen)
-    assert not base.is_as_recorded(row, seen.st_ino, seen.st_ctime_ns - 1, seen)
+    assert base.are_as_recorded([row], [seen.st_ino], [seen.st_ctime_ns], [seen])
+    assert not base.are_as_recorded([row], [seen.st_ino + 1], [seen.st_ctime_ns], [seen])
+    assert not base.are_as_recorded([row], [seen.st_ino], [seen.st_ctime_ns - 1], [seen])
     chance = random.Random(1)
     for position in range(1, 7):
         other = list(row)
         other[position] = int(str(row[position])) ^ 1 << chance.randrange(9)
-        assert not base.is_as_recorded(other, seen.st_ino, seen.st_ctime_ns, seen), position
+        assert not base.are_as_recorded([other], [seen.st_ino], [seen.st_ctime_ns], [seen]), position
+        rows, inodes, times = [row, other, row], [seen.st_ino] * 3, [seen.st_ctime_ns] * 3
+        assert not base.are_as_recorded(rows, inodes, times, [seen] * 3), position
+
+
+@pytest.mark.needs("root")
+def test_each_type_is_compared_by_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "f").touch()
+    (tmp_path / "link").symlink_to("target")
+    os.mkfifo(tmp_path / "fifo")
+    os.mknod(tmp_path / "device", 0o020600, os.makedev(5, 7))
+    (tmp_path / "directory").mkdir()
+    time.sleep(0.012)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    with ManifestReader.open(str(first_scan(tmp_path / "v").path)) as reader:
+        base = base_module.Base(reader, fd, adopted=False, trust=True)
+    os.close(fd)
+    own: dict[str, list[Any]] = {"link": [b"target"], "fifo": [], "device": [5, 7], "directory": [bytes(32), 0, 1]}
+    looks = {name: os.lstat(tmp_path / name) for name in own}
+    rows = {
+        name: [name.encode(), seen.st_mode, seen.st_uid, seen.st_gid, *divmod(seen.st_mtime_ns, 10**9), *own[name]]
+        for name, seen in looks.items()
+    }
+
+    def same(found: str, **other: list[Any]) -> bool:
+        recorded = other.get("row", rows[found])
+        return base.are_as_recorded([recorded], [looks[found].st_ino], [looks[found].st_ctime_ns], [looks[found]])
+
+    assert same("link") and same("fifo") and same("device")
+    assert not same("directory"), "what is in it may have changed"
+    assert not same("link", row=[*rows["link"][:6], b"targets"])
+    assert not same("device", row=[*rows["device"][:6], 5, 8])
+    assert not same("device", row=[*rows["device"][:6], 6, 7])
+    assert not same("fifo", row=rows["link"])
+    assert not same("link", row=rows["fifo"])
