@@ -6,7 +6,7 @@ import argparse
 import os
 
 from mkmeta.build import BuildOptions
-from mkmeta.cli.arguments import filled
+from mkmeta.cli.arguments import filled, verity_digest
 from mkmeta.cli.config_option import Flag, Listed, add_config, check_both
 from mkmeta.cli.host_arguments import (
     add_allow_gap,
@@ -24,6 +24,7 @@ from mkmeta.host.activation import Action, Activated, Request, activate
 from mkmeta.host.following import Followed, Step, follow
 from mkmeta.mounts.profile import Profile, Verity, parse_extra
 from mkmeta.plan import Plan
+from mkmeta.sinks.protocol import LayerKind
 
 _CONFIG = {
     "store": "store",
@@ -32,6 +33,7 @@ _CONFIG = {
     "follow": "pointer",
     "profile": "profile",
     "userxattr": "userxattr",
+    "format": "format",
     "verity": "verity",
     "options": "options",
     "other_root": "other-root",
@@ -63,6 +65,7 @@ examples:
   mkmeta activate /var/lib/mkmeta/sw /sw --lower /mnt/sw
   mkmeta activate /var/lib/mkmeta/sw /sw                         switch to the newest generation
   mkmeta activate /var/lib/mkmeta/sw /sw --generation 7          go to this one, older or newer
+  mkmeta activate /mnt/sw/.mkmeta/sw.erofs /sw --lower /mnt/sw   an image that is in no store, here on the volume
   mkmeta activate /var/lib/mkmeta/sw /sw --lower /mnt/sw --follow /mnt/sw/.mkmeta/sw.json
   mkmeta activate --config /etc/mkmeta/sw.toml                   all that, as the layer file says
 
@@ -87,7 +90,12 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument("store", metavar="STORE", type=filled, help="a store, as `mkmeta build --store` makes them")
+    parser.add_argument(
+        "store",
+        metavar="STORE",
+        type=filled,
+        help="a store, as `mkmeta build --store` makes them, or an image, as `mkmeta build --format erofs` does",
+    )
     add_mount_point(parser)
     parser.add_argument(
         "--lower",
@@ -106,6 +114,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     which.add_argument("--follow", metavar="POINTER", type=filled, help="do what this file on the volume asks for")
     parser.add_argument(
         "--userxattr", action=Flag, help="with --follow: build layers as `mkmeta build --userxattr` does"
+    )
+    parser.add_argument(
+        "--format",
+        choices=tuple(LayerKind),
+        help="with --follow: build layers as `mkmeta build --format` does (default: directory)",
     )
     parser.add_argument(
         "--verity",
@@ -135,6 +148,13 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "without it only those of a layer built with --expect-id do",
     )
     parser.add_argument("--over", action=Flag, help="mount it although that hides files or other mounts at MOUNTPOINT")
+    parser.add_argument(
+        "--image-digest",
+        metavar="DIGEST",
+        type=verity_digest,
+        help="of an image outside of a store: refuse any but the one with this fs-verity digest, which `mkmeta build` "
+        "prints; all of it is read",
+    )
     add_allow_gap(parser)
     add_wait(parser, default=60)
     add_run_dir(parser)
@@ -149,6 +169,8 @@ def run(args: argparse.Namespace) -> int:
         args.follow = None  # the command line wins
     if args.userxattr and not args.follow and "userxattr" not in args.from_config:
         raise UsageError("--userxattr goes with --follow; otherwise the layer is as it was built")
+    if args.format and not args.follow and "format" not in args.from_config:
+        raise UsageError("--format goes with --follow; otherwise the layer is as it was built")
     request = Request(
         point=args.point,
         store=args.store,
@@ -160,6 +182,7 @@ def run(args: argparse.Namespace) -> int:
         allow_gap=args.allow_gap,
         allow_setid=args.allow_setid,
         over=args.over,
+        image_digest=args.image_digest,
         other_root=args.other_root,
         wait=args.wait,
     )
@@ -167,7 +190,11 @@ def run(args: argparse.Namespace) -> int:
     if args.follow is None:
         report(activate(request, run_dir, notes(args)), args)
         return int(ExitCode.DONE)
-    options = BuildOptions(plan=Plan(userxattr=args.userxattr), jobs=min(2, len(os.sched_getaffinity(0))))
+    options = BuildOptions(
+        kind=LayerKind(args.format or LayerKind.DIRECTORY),
+        plan=Plan(userxattr=args.userxattr),
+        jobs=min(2, len(os.sched_getaffinity(0))),
+    )
     with ProgressLine(args, "build") as line:
         done = follow(
             request,
@@ -185,13 +212,14 @@ def report(done: Activated, args: argparse.Namespace) -> None:
     """Says what was activated, in one line or message."""
     before = done.before.short_id if done.before else None
     generation = done.generation
+    number = generation.number or None  # an image of its own is none
     flags = [str(flag.name).lower() for flag in done.flags]
     if args.json:
         emit(
             "summary",
             action=str(done.action),
             **path_fields(done.point, "mountpoint"),
-            generation=generation.number,
+            generation=number,
             id=generation.about().id.hex(),
             profile=str(done.profile),
             **path_fields(done.lower, "lower"),
@@ -202,7 +230,8 @@ def report(done: Activated, args: argparse.Namespace) -> None:
         return
     if args.quiet:
         return
-    what = f"generation {generation.number} ({generation.short_id}), {done.profile} over {printable(done.lower)}"
+    named = f"generation {number} ({generation.short_id})" if number else f"image {generation.short_id}"
+    what = f"{named}, {done.profile} over {printable(done.lower)}"
     what += f", {','.join(flags)}" if flags else ""
     match done.action:
         case Action.UNCHANGED:

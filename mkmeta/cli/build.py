@@ -176,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
         inline=not args.no_inline,
         expect_id=args.expect_id,
         vouched=args.expect_id is not None,
-        base=None if args.base is None else FoundLayer.at(args.base).layer,
+        base=None if args.base is None else _base(args.base),
         jobs=args.jobs,
     )
     with (
@@ -221,13 +221,23 @@ def _check(args: argparse.Namespace) -> None:
             "--swap and --discard go with DEST", hint="a store keeps its generations; mkmeta gc removes them"
         )
     if args.format != LayerKind.DIRECTORY:
-        if args.store is not None:
-            raise UsageError("a store keeps directories only", hint="name a file to make, as DEST")
+        if args.store is not None and args.format == COMPOSEFS:
+            raise UsageError(
+                "a store keeps layers, and a composefs image is a closed tree", hint="name a file, as DEST"
+            )
         if args.base is not None or args.discard:
             raise UsageError(f"--base and --discard do not go with --format {args.format}")
     check_composefs_arguments(args)
     if args.discard and not args.swap:
         raise UsageError("--discard goes with --swap")
+
+
+def _base(path: bytes) -> bytes:
+    """The layer to share files with. Raises UsageError for an image, which has none to share."""
+    layer = FoundLayer.at(path).layer
+    if os.path.isfile(layer):
+        raise UsageError("is an image: only a directory has files to share", path=path, hint="leave --base away")
+    return layer
 
 
 def _report(result: BuildResult, dest: bytes, args: argparse.Namespace) -> None:
@@ -269,6 +279,9 @@ def _report_added(added: Added, reader: ManifestReader, args: argparse.Namespace
         else:
             _note_leftovers(added.leftovers)
             note(f"generation {generation.number} is already that manifest")
+    image = generation.about().image
+    if image is not None:
+        print(image.hex())
     print(reader.id.hex())
 
 

@@ -95,12 +95,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _open(argument: str, stack: contextlib.ExitStack) -> Tree:
-    if argument == "-" or not os.path.isdir(argument):
+    if argument == "-":
         return stack.enter_context(open_manifest(argument))
-    from mkmeta.cli.layer_argument import FoundLayer  # what follows is for layers, and takes its time to import
+    from mkmeta.mounts.image import opened  # what follows is for layers, and takes its time to import
+    from mkmeta.sinks.erofs.inspection import is_image
+
+    if not os.path.isdir(argument) and not is_image(os.fsencode(argument)):
+        return stack.enter_context(open_manifest(argument))
+    from mkmeta.cli.layer_argument import FoundLayer
     from mkmeta.trees.layer_tree import LayerTree
 
-    return stack.enter_context(LayerTree(FoundLayer.at(os.fsencode(argument)).layer))
+    tree = stack.enter_context(opened(FoundLayer.at(os.fsencode(argument)).layer))
+    return stack.enter_context(LayerTree(tree))
 
 
 def _change(difference: Difference) -> str:

@@ -19,6 +19,7 @@ from mkmeta.host.place import real_point
 from mkmeta.host.prometheus import write_metrics
 from mkmeta.host.status import Holder, Status, statuses
 from mkmeta.mounts.run import RunDirectory
+from mkmeta.sinks.protocol import LayerKind
 
 _DESCRIPTION = """\
 Says which layers are mounted on this host: generation, profile, volume, whether there is a newer one, and which
@@ -103,6 +104,7 @@ def _emit(status: Status) -> None:
         verity=str(live.verity),
         **path_fields(live.lower, "lower"),
         **path_fields(live.layer, "layer"),
+        kind=str(LayerKind.EROFS if live.image else LayerKind.DIRECTORY),
         short_id=live.short_id,
         id=status.id.hex() if status.id else None,
         **(path_fields(status.store, "store") if status.store else {"store": None}),
@@ -127,7 +129,7 @@ def _print(status: Status, args: argparse.Namespace) -> None:
     print(f"{printable(live.point)}: {number}{live.short_id}{age}")
     if not args.quiet:
         print(
-            f"  {live.profile} over {printable(live.lower)}"
+            f"  {'image, ' if live.image else ''}{live.profile} over {printable(live.lower)}"
             + (f", verity={live.verity}" if live.verity != "off" else "")
         )
         if live.profile.lacks:

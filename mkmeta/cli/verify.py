@@ -17,13 +17,15 @@ from mkmeta.cli.manifest_argument import open_manifest
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.errors import ExitCode, UsageError, human_bytes, printable
+from mkmeta.errors import ExitCode, UsageError, human_bytes, printable, reason
 from mkmeta.host.metrics import verify_metrics
 from mkmeta.host.prometheus import write_metrics
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import WORKERS_MAX
+from mkmeta.mounts.image import opened
 from mkmeta.overlay_xattrs import TRUSTED, USER
 from mkmeta.plan import Plan
+from mkmeta.sinks.erofs.inspection import image_digest
 from mkmeta.verifier.data import Sample
 from mkmeta.verifier.findings import Finding, Findings, Side
 from mkmeta.verifier.verify import Verified, VerifyOptions, verify
@@ -119,12 +121,14 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     started = time.monotonic()
     found = FoundLayer.at(args.layer)
-    plan = _plan(args, found)
     with contextlib.ExitStack() as stack:
+        damage = _damage_of_image(found)
+        tree = stack.enter_context(opened(found.layer)) if damage is None else b""
+        plan = _plan(args, found, tree)
         reader = stack.enter_context(_manifest(args, found))
         findings = stack.enter_context(Findings())
         options = VerifyOptions(
-            layer=found.layer,
+            layer=tree,
             plan=plan,
             lower=args.lower,
             data=Sample(args.sample if args.sample is not None else 1.0, args.seed or b"") if args.data else None,
@@ -137,7 +141,11 @@ def run(args: argparse.Namespace) -> int:
             def progress(done: int, _total: int) -> None:
                 line.update(done, f"{findings.count} findings" if findings.count else "")
 
-            verified = verify(reader, options, findings, progress)
+            if damage is None:
+                verified = verify(reader, options, findings, progress)
+            else:  # the kernel has no business with such bytes
+                verified = Verified(Counter())
+                findings.add(Finding(Side.LAYER, b"", "digest", damage, b""))
         seconds = time.monotonic() - started
         if args.metrics is not None:
             entries = verified.counts["layer"]
@@ -166,7 +174,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--seed goes with --sample")
 
 
-def _plan(args: argparse.Namespace, found: FoundLayer) -> Plan:
+def _plan(args: argparse.Namespace, found: FoundLayer, tree: bytes) -> Plan:
     """How the layer was built: as its generation says, else as the options do. Raises UsageError."""
     if found.generation is not None:
         if args.redirect_prefix is not None or args.userxattr or args.no_verity:
@@ -176,7 +184,21 @@ def _plan(args: argparse.Namespace, found: FoundLayer) -> Plan:
     if args.manifest is None:
         raise UsageError(f"{printable(args.layer)} is no generation of a store: name its manifest with --manifest")
     prefix = (args.redirect_prefix or b"").strip(b"/")
-    return Plan(prefix=prefix, userxattr=args.userxattr or _has_user_id(found.layer), verity=not args.no_verity)
+    return Plan(prefix=prefix, userxattr=args.userxattr or _has_user_id(tree), verity=not args.no_verity)
+
+
+def _damage_of_image(found: FoundLayer) -> str | None:
+    """What is wrong with an image of a store as a whole; None for what is as it was built, or a directory."""
+    built = found.generation.about().image if found.generation is not None else None
+    if built is None:
+        return None
+    try:
+        digest, _by_kernel = image_digest(found.layer)
+    except OSError as error:
+        return f"cannot be read: {reason(error)}"
+    if digest == built:
+        return None
+    return f"the image is damaged, or another: its digest is {digest.hex()}, and {built.hex()} was built"
 
 
 def _has_user_id(layer: bytes) -> bool:

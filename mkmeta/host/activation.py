@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from mkmeta.digest import VerityDigest
 from mkmeta.errors import (
     MountError,
     NoGenerationError,
@@ -19,7 +20,8 @@ from mkmeta.errors import (
     printable,
     reason,
 )
-from mkmeta.host.checks import check_layer, check_writable, id_of
+from mkmeta.host.checks import ImageProof, check_image, check_layer, check_writable, id_of
+from mkmeta.host.loose import LooseImage, LooseStore, source_of
 from mkmeta.host.place import check_place, check_uncovered, make_point, real_path, real_point
 from mkmeta.host.volume import Volume, check_is_the_one, look, shows_through
 from mkmeta.linux.asking import reused
@@ -34,6 +36,7 @@ from mkmeta.mounts.profile import EXTRA_OPTIONS, SHORT_ID_DIGITS, MountPlan, Pro
 from mkmeta.mounts.run import Placed, RunDirectory
 from mkmeta.mounts.switch import NewMount, check_room, layers_at, made, place, settle
 from mkmeta.mounts.users import command_of
+from mkmeta.sinks.protocol import LayerKind
 from mkmeta.store.generation import About, generation_of
 from mkmeta.store.lock import held
 from mkmeta.store.store import Generation, Store
@@ -46,7 +49,7 @@ class Request:
     """What is to be mounted where. None: as it is now, or by default."""
 
     point: bytes
-    store: bytes
+    store: bytes  # or an image that is in none
     lower: bytes | None = None
     profile: Profile | None = None
     generation: int | None = None
@@ -56,6 +59,7 @@ class Request:
     allow_setid: bool = False  # what the layer says of set-ID bits and devices counts, whoever made its manifest
     other_root: bool = False  # the manifest may have been scanned from a directory of another name
     over: bool = False  # what is at the mount point may be hidden
+    image_digest: VerityDigest | None = None  # which an image that is in no store must have
     wait: float = 60.0  # seconds for locks
 
 
@@ -73,7 +77,7 @@ class Activated:
 
     action: Action
     point: bytes
-    generation: Generation
+    generation: Generation | LooseImage
     profile: Profile
     lower: bytes
     flags: MountFlags
@@ -97,11 +101,14 @@ def activate(request: Request, run: RunDirectory, note: Note) -> Activated:
         if live is None:
             check_uncovered(point, note, over=request.over)
         stale = live is not None and not shows_through(live)
+        source = source_of(request.store, request.image_digest)
+        request = replace(request, point=point, other_root=request.other_root or isinstance(source, LooseStore))
+        proof = _proof(source, request.generation, live)
         with held(run.lock, "activate", wait=request.wait, note=note):
             now = settle(point, run)
             if now is None and live is not None:  # it went meanwhile, and what was below it has not been looked at
                 check_uncovered(point, note, over=request.over)
-            done = _activate(replace(request, point=point), now, volume, run, note, stale=stale)
+            done = _activate(request, now, source, volume, run, note, stale=stale, proof=proof)
     except BaseException:
         if made_it:
             with contextlib.suppress(OSError):  # somebody has put something there
@@ -113,12 +120,19 @@ def activate(request: Request, run: RunDirectory, note: Note) -> Activated:
 
 
 def _activate(
-    request: Request, live: LiveMount | None, volume: Volume, run: RunDirectory, note: Note, *, stale: bool = False
+    request: Request,
+    live: LiveMount | None,
+    store: Store | LooseStore,
+    volume: Volume,
+    run: RunDirectory,
+    note: Note,
+    *,
+    proof: ImageProof | None,
+    stale: bool = False,
 ) -> Activated:
     """The same, under the lock of `run`, over a volume that has answered. `stale`: but not through what is mounted."""
     started = time.monotonic()
     run.sweep()
-    store = Store.open(request.store)
     with store.lock("activate", wait=request.wait, note=note):
         generation = _chosen(store, request.generation, live)
         flags = _flags(request, generation, volume)
@@ -126,7 +140,7 @@ def _activate(
             _follow_current(store, generation)
             action, profile = Action.UNCHANGED, live.profile
         else:
-            mounting = _Mounting(request, run, note, store, generation, live, volume, flags)
+            mounting = _Mounting(request, run, note, store, generation, live, volume, flags, proof)
             profile = mounting.mount()
             action = Action.SWITCHED if live else Action.MOUNTED
     run.sweep()
@@ -149,23 +163,21 @@ def rollback(
     point: bytes, run: RunDirectory, note: Note, *, to: int | None, allow_gap: bool = False, wait: float = 60.0
 ) -> Activated:
     """Goes back to the generation before the mounted one, or to `to`. Raises NotActiveError and as `activate`."""
-    lower = live_mount(point, run).lower
+    live = live_mount(point, run)
+    lower = live.lower
     volume = look(lower)
+    store, number = store_of(live)
+    proof = _proof(Store.open(store), _earlier(store, number) if to is None else to, live)
     with held(run.lock, "rollback", wait=wait, note=note):
         live = live_mount(point, run)
         if live.lower != lower:
             raise MountError("was switched meanwhile, to another volume", path=live.point, hint="try again")
         store, number = store_of(live)
-        if to is None:
-            earlier = [one.number for one in Store.open(store).generations() if one.number < number and not one.written]
-            if not earlier:
-                raise NoGenerationError(f"there is no generation before {number} to go back to", path=store)
-            to = earlier[-1]
         again = Request(
             point=live.point,
             store=store,
             profile=live.profile,
-            generation=to,
+            generation=_earlier(store, number) if to is None else to,
             verity=live.verity,
             extra=tuple(option for option in live.mount.options if option[0] in EXTRA_OPTIONS),
             allow_gap=allow_gap,
@@ -173,7 +185,27 @@ def rollback(
             other_root=True,  # it was accepted for this volume before
             wait=wait,
         )
-        return _activate(again, live, volume, run, note)
+        return _activate(again, live, Store.open(store), volume, run, note, proof=proof)
+
+
+def _earlier(path: bytes, number: int) -> int:
+    """The generation before one, of those that can be mounted as they were built. Raises NoGenerationError."""
+    earlier = [one.number for one in Store.open(path).generations() if one.number < number and not one.written]
+    if not earlier:
+        raise NoGenerationError(f"there is no generation before {number} to go back to", path=path)
+    return earlier[-1]
+
+
+def _proof(store: Store | LooseStore, number: int | None, live: LiveMount | None) -> ImageProof | None:
+    """Compares the image that is to be mounted with its digest. Takes no lock: reading it may take a minute.
+
+    None where it is no image, or mounted already. Raises RefusedError, MountError, StoreError, NoGenerationError.
+    """
+    generation = _chosen(store, number, live)
+    about = generation.about()
+    if about.image is None or (live is not None and _is_layer_of(live, generation)):
+        return None
+    return check_image(generation.layer, about.image)
 
 
 def live_mount(point: bytes, run: RunDirectory) -> LiveMount:
@@ -192,7 +224,7 @@ def store_of(live: LiveMount) -> tuple[bytes, int]:
     return generation.store, generation.number
 
 
-def _flags(request: Request, generation: Generation, volume: Volume) -> MountFlags:
+def _flags(request: Request, generation: Generation | LooseImage, volume: Volume) -> MountFlags:
     """The flags of the volume; and unless somebody here answers for the manifest, no set-ID bits and no devices."""
     trusted = request.allow_setid or generation.about().vouched
     return volume.flags if trusted else volume.flags | MountFlags.NOSUID | MountFlags.NODEV
@@ -212,7 +244,7 @@ def _volume(request: Request, point: bytes, live: LiveMount | None) -> Volume:
     return volume
 
 
-def _chosen(store: Store, number: int | None, live: LiveMount | None) -> Generation:
+def _chosen(store: Store | LooseStore, number: int | None, live: LiveMount | None) -> Generation | LooseImage:
     if number is not None:
         return store.generation(number)
     current = store.current()
@@ -235,7 +267,7 @@ def _chosen(store: Store, number: int | None, live: LiveMount | None) -> Generat
 def _is_there(
     request: Request,
     live: LiveMount,
-    generation: Generation,
+    generation: Generation | LooseImage,
     volume: Volume,
     flags: MountFlags,
     run: RunDirectory,
@@ -252,8 +284,16 @@ def _is_there(
         and MountFlags.of(live.mount.flags) & ~read_only == flags
         and (live.profile is not Profile.NESTED or live.inner is not None)
         and all(option in live.mount.options for option in request.extra)
-        and id_of(live.layer) == generation.about().id
+        and _is_layer_of(live, generation)
     )
+
+
+def _is_layer_of(live: LiveMount, generation: Generation | LooseImage) -> bool:
+    """Whether the layer that is mounted is the generation's, or a directory of the same manifest beside a directory."""
+    about = generation.about()
+    if about.kind is LayerKind.EROFS or live.image is not None:
+        return live.image is not None and live.layer == generation.layer and live.short_id == generation.short_id
+    return id_of(live.layer) == about.id
 
 
 def _note_if_alone(point: bytes, note: Note) -> None:
@@ -271,8 +311,8 @@ def _note_if_alone(point: bytes, note: Note) -> None:
                 return
 
 
-def _follow_current(store: Store, generation: Generation) -> None:
-    if not store.is_current(generation):
+def _follow_current(store: Store | LooseStore, generation: Generation | LooseImage) -> None:
+    if isinstance(store, Store) and isinstance(generation, Generation) and not store.is_current(generation):
         store.set_current(generation)
 
 
@@ -283,17 +323,25 @@ class _Mounting:
     request: Request
     run: RunDirectory
     note: Note
-    store: Store
-    generation: Generation
+    store: Store | LooseStore
+    generation: Generation | LooseImage
     live: LiveMount | None
     volume: Volume
     flags: MountFlags
+    proof: ImageProof | None  # of an image, from before any lock was taken
 
     def mount(self) -> Profile:
         """Makes it, moves `current`, then attaches it. If anything fails, all is as it was."""
         request, generation = self.request, self.generation
         about = generation.about()
-        check_layer(generation, about, self.volume.path, other_root=request.other_root, verity=request.verity)
+        check_layer(
+            generation,
+            about,
+            self.volume.path,
+            other_root=request.other_root,
+            verity=request.verity,
+            proof=self.proof,
+        )
         if request.profile is not Profile.UPPER and generation.written:
             raise RefusedError(
                 f"generation {generation.number} was mounted writable, and is no longer what its manifest says",
@@ -304,6 +352,7 @@ class _Mounting:
         plan = MountPlan(
             profile=request.profile or Profile.NESTED,  # until the kernel has been asked
             layer=generation.layer,
+            image=generation.layer if about.kind is LayerKind.EROFS else None,
             lower=self.volume.path,
             short_id=generation.short_id.encode()[:SHORT_ID_DIGITS],
             userxattr=about.userxattr,
@@ -389,12 +438,12 @@ class _NotMadeError(MountError):
 
 
 @contextlib.contextmanager
-def _moved(store: Store, generation: Generation) -> Iterator[None]:
+def _moved(store: Store | LooseStore, generation: Generation | LooseImage) -> Iterator[None]:
     """`current` at a generation once the block has ended well; what may fail of that is done before.
 
     Killed in between, the next `activate` finds an older generation mounted, and mounts the current one.
     """
-    if store.is_current(generation):
+    if not isinstance(store, Store) or not isinstance(generation, Generation) or store.is_current(generation):
         yield
         return
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
-from mkmeta.digest import ObjectId
-from mkmeta.errors import RefusedError, StoreError, printable
+from mkmeta.digest import ObjectId, VerityDigest
+from mkmeta.errors import MountError, RefusedError, StoreError, printable, reason
+from mkmeta.host.loose import LooseImage, check_digest
 from mkmeta.linux.asking import NoAnswerError, ask
 from mkmeta.linux.mountinfo import Mount
+from mkmeta.mounts.image import opened, seconds_for
 from mkmeta.mounts.live import layers_of
 from mkmeta.mounts.overlay import closing
 from mkmeta.mounts.profile import Verity
@@ -23,9 +25,67 @@ from mkmeta.store.store import Generation
 _SECONDS: Final = 10.0  # for a name of a directory: `root` in a manifest may be on anybody's filesystem
 
 
-def check_layer(generation: Generation, about: About, lower: bytes, *, other_root: bool, verity: Verity) -> None:
-    """Raises RefusedError and StoreError; `lower` is the real path of a volume that answers."""
-    found = id_of(generation.layer)
+class ImageProof(NamedTuple):
+    """An image file that was compared with its digest: as long as nothing of this changes, it is that."""
+
+    path: bytes
+    device: int
+    inode: int
+    size: int
+    ctime_ns: int
+
+
+def check_layer(
+    generation: Generation | LooseImage,
+    about: About,
+    lower: bytes,
+    *,
+    other_root: bool,
+    verity: Verity,
+    proof: ImageProof | None,
+) -> None:
+    """Raises RefusedError and StoreError; `lower` is the real path of a volume that answers.
+
+    `proof`: of an image that was looked at before.
+    """
+    if about.image is not None and (proof is None or proof != _identity(generation.layer)):
+        check_image(generation.layer, about.image)
+    with opened(generation.layer) as root:
+        _check_tree(root, generation, about, lower, verity)
+    expected = b"/".join(part for part in (lower.rstrip(b"/"), about.redirect_prefix) if part) or b"/"
+    if not other_root and not _is_same(about.root, expected):
+        raise RefusedError(
+            f"the layer was made from {printable(about.root)}, not from {printable(expected)}",
+            path=generation.path,
+            hint="if it is the same volume under another name, say so with --other-root",
+        )
+
+
+def check_image(path: bytes, recorded: VerityDigest) -> ImageProof:
+    """Raises RefusedError unless an image is the one with that fs-verity digest: all of it is read, or the kernel says.
+
+    Raises MountError where it cannot be read.
+    """
+    try:
+        before = _identity(path)
+        ask(partial(check_digest, path, recorded), seconds_for(path))
+    except NoAnswerError:
+        raise MountError(
+            "the image does not answer", path=path, hint="see whether its server or disk is well"
+        ) from None
+    except OSError as error:
+        raise MountError(f"the image cannot be read: {reason(error)}", path=path, hint="build it again") from None
+    return before
+
+
+def _identity(path: bytes) -> ImageProof:
+    status = os.stat(path)
+    return ImageProof(path, status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns)
+
+
+def _check_tree(root: bytes, generation: Generation | LooseImage, about: About, lower: bytes, verity: Verity) -> None:
+    """What only a look into the layer shows, the tree of which is at `root`."""
+    found = id_of(root)
     if found is None:
         raise RefusedError(
             "the layer's attributes cannot be read here: its files would read as zeros",
@@ -34,13 +94,6 @@ def check_layer(generation: Generation, about: About, lower: bytes, *, other_roo
         )
     if found != about.id:
         raise StoreError("the layer is not the one its generation names", path=generation.layer, hint="build it again")
-    expected = b"/".join(part for part in (lower.rstrip(b"/"), about.redirect_prefix) if part) or b"/"
-    if not other_root and not _is_same(about.root, expected):
-        raise RefusedError(
-            f"the layer was made from {printable(about.root)}, not from {printable(expected)}",
-            path=generation.path,
-            hint="if it is the same volume under another name, say so with --other-root",
-        )
     if verity is Verity.REQUIRE and not about.verity:
         raise RefusedError(
             "--verity require: the layer has no fs-verity digests, every open would fail",
@@ -48,7 +101,7 @@ def check_layer(generation: Generation, about: About, lower: bytes, *, other_roo
             hint="scan with verity digests and build without --no-verity, or leave --verity away",
         )
     if verity is not Verity.OFF:
-        plain = unverified_file(generation.layer, lower, userxattr=about.userxattr)
+        plain = unverified_file(root, lower, userxattr=about.userxattr)
         if plain is not None:
             raise RefusedError(
                 f"--verity {verity}: this file has no fs-verity, every open of it would fail",
@@ -57,7 +110,7 @@ def check_layer(generation: Generation, about: About, lower: bytes, *, other_roo
             )
 
 
-def check_writable(generation: Generation) -> None:
+def check_writable(generation: Generation | LooseImage) -> None:
     """Raises RefusedError for a layer that must not be written into: others have it, or files of it."""
     _check_unused(generation)
     with closing(os.open(generation.layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
@@ -92,7 +145,7 @@ def _lead_to_one(root: bytes, expected: bytes) -> bool:
     return os.path.realpath(root) == os.path.realpath(expected)
 
 
-def _check_unused(generation: Generation) -> None:
+def _check_unused(generation: Generation | LooseImage) -> None:
     """Raises RefusedError when a mount has the layer already: two writers, or a writer under readers, destroy it."""
 
     def has_it(mount: Mount) -> bool:

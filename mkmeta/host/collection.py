@@ -11,6 +11,7 @@ from typing import Final
 
 from mkmeta.errors import LockedError, StoreError, TooNewError, printable, reason
 from mkmeta.linux.descriptors import closing
+from mkmeta.linux.lease import Use, leased
 from mkmeta.linux.mountinfo import Mount
 from mkmeta.linux.namespaces import Table, Unseen, open_proc, whole_path
 from mkmeta.model import NS
@@ -21,6 +22,7 @@ from mkmeta.store.removal import remove_gone, remove_unfinished, retire
 from mkmeta.store.store import Generation, Store
 
 _LOOKS: Final = 5  # at the host, while others change the store
+_IMAGE_OPEN: Final = "its image is open: mounted somewhere, behind a loop device, or read by a program"
 _DOUBTS: Final = 2  # more looks, when something could not be told
 _PAUSE: Final = 0.2  # seconds between them
 _TICK: Final = 0.03  # seconds: more than a tick of any kernel's clock, 10 ms
@@ -62,14 +64,27 @@ def collect(
             return chosen
         with store.lock("gc", wait=wait, note=note) as last_changed:
             if last_changed == changed:
-                for generation in chosen.removed:
-                    retire(store, generation)
+                chosen = _retired(store, chosen)
                 break
     else:
         raise LockedError("others change the store all the time", path=store.path, hint="try again later")
     remove_unfinished(store)
     remove_gone(store, pace=pace, progress=progress)
     return chosen
+
+
+def _retired(store: Store, chosen: Collected) -> Collected:
+    """Retires what was chosen, but for images that somebody has opened meanwhile."""
+    kept = list(chosen.kept)
+    removed = []
+    for generation in chosen.removed:
+        with contextlib.ExitStack() as stack:
+            if generation.is_image and stack.enter_context(leased(generation.layer)) is not Use.NONE:
+                kept.append((generation, _IMAGE_OPEN))
+                continue
+            retire(store, generation)
+            removed.append(generation)
+    return replace(chosen, removed=tuple(removed), kept=tuple(kept))
 
 
 def _decide(store: Store, users: _Users, *, keep: int, min_age: float) -> Collected:
@@ -129,6 +144,8 @@ class _Users:
         usage = self._looked()
         try:
             device, root = self._place(generation)
+            if generation.is_image:
+                return self._mounted(generation, device, root) or self._image_open(generation)
             return (
                 self._mounted(generation, device, root)
                 or self._laid_over(generation, usage)
@@ -142,7 +159,13 @@ class _Users:
         if self._usage is None:
             self._usage = self._look()
             tables = self._usage.tables
-            needed = {lower for table in tables for mount in table.mounts for lower in layers_of(mount).lowers}
+            needed = {
+                lower
+                for table in tables
+                for mount in table.mounts
+                for lower in layers_of(mount).lowers
+                if lower != mount.point  # or it is an inner one over an image
+            }
             # an inner mount whose outer one is gone is nobody's: the next `activate` removes it
             self._tables = [
                 replace(table, mounts=[one for one in table.mounts if not _is_inner(one) or one.point in needed])
@@ -202,6 +225,18 @@ class _Users:
                 if like is None or may_be_of_any(mount, identified=bool(like)):
                     return f"perhaps under {where}, of which it cannot be told"
         return None
+
+    def _image_open(self, generation: Generation) -> str | None:
+        """Whether an image is open. What the kernel says of that is all there is, whatever could not be looked at."""
+        for attempt in range(_DOUBTS + 1):
+            with leased(generation.layer) as use:
+                if use is Use.NONE:
+                    return None
+            if use is Use.UNKNOWN:
+                return f"perhaps in use: {use.value}"
+            if attempt < _DOUBTS:
+                time.sleep(_PAUSE)  # a loop device takes a moment to go
+        return _IMAGE_OPEN
 
     def _open(self, generation: Generation, usage: Usage) -> str | None:
         for item in usage.held:

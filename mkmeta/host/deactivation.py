@@ -12,11 +12,13 @@ from mkmeta.errors import LockedError, MkmetaError, MountError, printable, reaso
 from mkmeta.host.activation import live_mount
 from mkmeta.linux.asking import NoAnswerError, ask, reused
 from mkmeta.linux.mountinfo import mounts
+from mkmeta.mounts.image import image_of, is_placed_image
 from mkmeta.mounts.live import LiveMount, is_inner, is_layer, layers_of
 from mkmeta.mounts.profile import INNER_SOURCE
 from mkmeta.mounts.run import RunDirectory, run_directories
 from mkmeta.mounts.switch import remove, submounts
 from mkmeta.mounts.users import command_of, look, mount_tables
+from mkmeta.store.generation import generation_of
 from mkmeta.store.lock import held
 
 Note = Callable[[str], None]
@@ -75,7 +77,8 @@ def left_here() -> list[Left]:
     """The inner mounts of this mount namespace whose layer is mounted here no more, and who still has that."""
     table = mounts()
     layers = [mount for mount in table if is_layer(mount)]
-    inner = {mount.point: mount for mount in table if is_inner(mount)}
+    inner = {mount.point: mount for mount in table if is_placed_image(mount)}
+    inner |= {mount.point: mount for mount in table if is_inner(mount)}
     copies = {point: [mount.point for mount in layers if point in layers_of(mount).lowers] for point in inner}
     runs = run_directories(table)
     for mount in layers:
@@ -93,7 +96,8 @@ def left_here() -> list[Left]:
             for table in others
             if any(is_layer(one) and mount.point in layers_of(one).lowers for one in table.mounts)
         ]
-        short_id = printable(mount.source.removeprefix(INNER_SOURCE))
+        generation = generation_of(image_of(mount)) if is_placed_image(mount) else None
+        short_id = generation.short_id if generation else printable(mount.source.removeprefix(INNER_SOURCE))
         found.append(
             Left(
                 inner=mount.point,

@@ -249,7 +249,7 @@ def _look_at_layer(live: LiveMount) -> _InStore:
         built_ns = generation.about().built_ns if generation else None
     except StoreError as error:
         problems.append(str(error))
-    identifier = _id(live, problems, unseen)
+    identifier = _id(live, generation, problems, unseen)
     return _InStore(
         id=identifier,
         generation=generation,
@@ -262,7 +262,11 @@ def _look_at_layer(live: LiveMount) -> _InStore:
     )
 
 
-def _id(live: LiveMount, problems: list[str], unseen: list[str]) -> ObjectId | None:
+def _id(live: LiveMount, generation: Generation | None, problems: list[str], unseen: list[str]) -> ObjectId | None:
+    if live.image is not None:  # its digest was compared before it was mounted: it is what its generation says
+        with contextlib.suppress(StoreError):  # said already
+            return generation.about().id if generation is not None else None
+        return None
     try:
         with closing(os.open(live.layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
             found = layer_id(fd)

@@ -22,6 +22,7 @@ from mkmeta.linux.mount import MountFlags
 from mkmeta.linux.mountinfo import mounts, seen_at
 from mkmeta.linux.names import list_names
 from mkmeta.linux.syscalls import open_beneath
+from mkmeta.mounts.image import opened
 from mkmeta.mounts.live import LiveMount
 from mkmeta.mounts.overlay import closing
 from mkmeta.mounts.run import Placed
@@ -157,8 +158,8 @@ def _look(path: bytes) -> Volume:
 def _compare(volume: bytes, layer: bytes, about: About) -> _Compared:
     """In the child: looks for a few files of the layer; for more, while there is none."""
     looked_for, alike, missing = 0, 0, b""
-    with closing(os.open(volume, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as top:
-        for path, recorded in _sample(layer, about.id):
+    with closing(os.open(volume, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as top, opened(layer) as tree:
+        for path, recorded in _sample(tree, about.id):
             if alike and looked_for >= _FILES:
                 break
             where = b"/".join(part for part in (about.redirect_prefix, path) if part)

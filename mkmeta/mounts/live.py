@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from mkmeta.errors import printable
 from mkmeta.linux.mountinfo import Mount, visible_at
+from mkmeta.mounts.image import INNER_PLACE, image_of, is_placed_image
 from mkmeta.mounts.profile import INNER_SOURCE, SOURCE, Profile, Verity
-
-INNER_PLACE: Final = re.compile(rb"(?P<run>/.*|)/inner/[0-9a-f]{16}", re.DOTALL)  # RUN/inner/XXXXXXXXXXXXXXXX
 
 
 class Layers(NamedTuple):
@@ -28,10 +27,11 @@ class LiveMount:
 
     mount: Mount  # the one users see
     inner: Mount | None  # of the nested profile, while it is reachable
-    inner_path: bytes | None  # where it was mounted
+    inner_path: bytes | None  # where it was mounted, and the image
+    image: Mount | None  # of a layer that is one, while it is reachable
     profile: Profile
     short_id: str
-    layer: bytes
+    layer: bytes  # directory or image; empty where it cannot be told
     lower: bytes
 
     @property
@@ -55,7 +55,8 @@ def live_mounts(among: Iterable[Mount]) -> list[LiveMount]:
     """The mounts of layers in a mount table, in its order: whole ones, visible or not, those made by bind included."""
     table = list(among)
     inner = {mount.point: mount for mount in table if is_inner(mount)}
-    return [_live(mount, inner) for mount in table if is_layer(mount)]
+    images = {mount.point: mount for mount in table if is_placed_image(mount)}
+    return [_live(mount, inner, images) for mount in table if is_layer(mount)]
 
 
 def live_at(
@@ -108,7 +109,7 @@ def _plain(escaped: bytes) -> bytes:
     return re.sub(rb"\\(.)", rb"\1", escaped, flags=re.DOTALL)
 
 
-def _live(mount: Mount, inner: dict[bytes, Mount]) -> LiveMount:
+def _live(mount: Mount, inner: dict[bytes, Mount], images: dict[bytes, Mount]) -> LiveMount:
     """What a mount with our source is. Anybody may have made it, of anything."""
     layers = layers_of(mount)
     top, lowest = (layers.lowers[0], layers.lowers[-1]) if layers.lowers else (b"", b"")
@@ -116,15 +117,20 @@ def _live(mount: Mount, inner: dict[bytes, Mount]) -> LiveMount:
         profile, layer, lower = Profile.UPPER, layers.upper, top
     elif layers.data:
         profile, layer, lower = Profile.DATA_ONLY, top, layers.data[0]
-    elif top in inner or INNER_PLACE.fullmatch(top):
+    elif top in inner or (INNER_PLACE.fullmatch(top) and not mount.values(b"metacopy")):
         below = layers_of(inner[top]).lowers if top in inner else []
         profile, layer, lower = Profile.NESTED, below[0] if below else b"", lowest
     else:
         profile, layer, lower = Profile.MERGE, top, lowest
+    image = images.get(layer)
+    place = top if profile is Profile.NESTED or INNER_PLACE.fullmatch(layer) else None
+    if place is not None and INNER_PLACE.fullmatch(layer):
+        layer = image_of(image) if image is not None else b""
     return LiveMount(
         mount=mount,
         inner=inner.get(top),
-        inner_path=top if profile is Profile.NESTED else None,
+        inner_path=place,
+        image=image,
         profile=profile,
         short_id=printable(mount.source.removeprefix(SOURCE)),
         layer=layer,

@@ -73,9 +73,10 @@ class MountPlan:
     """A layer over a volume in one profile. Raises RefusedError for a combination that cannot work."""
 
     profile: Profile
-    layer: bytes
+    layer: bytes  # a directory; while `image` is not mounted, that
     lower: bytes
     short_id: bytes
+    image: bytes | None = None  # a file, to be mounted where the layer shall be
     work: bytes | None = None  # for `upper`
     userxattr: bool = False  # the layer's overlayfs xattrs are in the `user.` namespace
     verity: Verity = Verity.OFF
@@ -83,6 +84,12 @@ class MountPlan:
     flags: MountFlags = NO_FLAGS  # nosuid, nodev, noexec of the volume's own mount
 
     def __post_init__(self) -> None:
+        if self.image is not None and self.profile is Profile.UPPER:
+            raise RefusedError(
+                "an image cannot be written into",
+                path=self.image,
+                hint="build the manifest as a directory for --profile upper",
+            )
         if self.userxattr and self.profile in (Profile.MERGE, Profile.UPPER):
             raise RefusedError(
                 f"profile {self.profile} cannot follow the redirects of a layer with user.* attributes",

@@ -15,7 +15,8 @@ from mkmeta.errors import MountError, reason
 from mkmeta.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
 from mkmeta.linux.mountinfo import Mount, mounts, visible_at
 from mkmeta.linux.replacing import replacing
-from mkmeta.mounts.live import INNER_PLACE, is_inner, layers_of
+from mkmeta.mounts.image import INNER_PLACE, is_placed_image
+from mkmeta.mounts.live import is_inner, layers_of
 from mkmeta.mounts.users import mount_tables
 
 _DEFAULT: Final = b"/run/mkmeta"
@@ -101,7 +102,8 @@ class RunDirectory:
 
         def keep_used(table: list[Mount]) -> None:
             for mount in table:
-                left.difference_update(layers_of(mount).lowers)
+                # one that covers its own lower is the inner one over an image, which needs nobody else's place
+                left.difference_update(lower for lower in layers_of(mount).lowers if lower != mount.point)
                 records.discard(_name(mount.device))
 
         keep_used(mounts())
@@ -167,9 +169,10 @@ def run_directories(table: Iterable[Mount]) -> list[RunDirectory]:
     """Those that the layers and inner mounts of a mount table belong to, as their places say."""
     found = {}
     for mount in table:
-        for place in (mount.point, *layers_of(mount).lowers) if is_inner(mount) else layers_of(mount).lowers:
+        ours = is_inner(mount) or is_placed_image(mount)
+        for place in (mount.point, *layers_of(mount).lowers) if ours else layers_of(mount).lowers:
             match = INNER_PLACE.fullmatch(place)
-            if match and (is_inner(mount) or mount.source.startswith(b"mkmeta:")):
+            if match and (ours or mount.source.startswith(b"mkmeta:")):
                 found[match["run"]] = RunDirectory(match["run"])
     return list(found.values())
 

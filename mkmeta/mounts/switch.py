@@ -7,7 +7,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -23,6 +23,7 @@ from mkmeta.linux.mount import (
     umount_fd,
 )
 from mkmeta.linux.mountinfo import Mount, mount_id, mounts, visible_at
+from mkmeta.mounts.image import WAYS, image_error
 from mkmeta.mounts.live import LiveMount, live_at
 from mkmeta.mounts.overlay import closing, make
 from mkmeta.mounts.profile import MountPlan
@@ -48,7 +49,7 @@ def made(plan: MountPlan, run: RunDirectory, old: LiveMount | None = None) -> It
     What may wait for a server is done in a child process: a volume that dies meanwhile takes `SECONDS`, no more.
     Raises MountError.
     """
-    directory = run.new_inner() if plan.inner() is not None else b""
+    directory = run.new_inner() if plan.inner() is not None or plan.image is not None else b""
     below = submounts(old) if old is not None else []
     work = partial(_make, plan, run, directory, below)
     new: NewMount | None = None
@@ -162,12 +163,39 @@ def check_on_top(live: LiveMount) -> None:
 
 def _make(plan: MountPlan, run: RunDirectory, directory: bytes, below: list[Mount]) -> list[int]:
     """In the child: the mount, and copies of those below the old one, as descriptors. Raises MountError."""
+    fd = _stacked(plan, run, directory) if plan.image is None else _over_image(plan, plan.image, run, directory)
+    return [fd, *(_copied(mount) for mount in below)]
+
+
+def _stacked(plan: MountPlan, run: RunDirectory, directory: bytes) -> int:
     inner = plan.inner()
     if inner is not None:
         with closing(make(inner, run.scratch)) as fd:
             move_mount(fd, directory)
-    fd = make(plan.outer(directory), run.scratch)
-    return [fd, *(_copied(mount) for mount in below)]
+    return make(plan.outer(directory), run.scratch)
+
+
+def _over_image(plan: MountPlan, image: bytes, run: RunDirectory, directory: bytes) -> int:
+    """The same with an image for a layer, mounted at `directory`, below the inner mount if there is one.
+
+    A way that mounts it need not do for the overlays: some kernels count such a mount as one of their two levels.
+    """
+    refused: MountError | None = None
+    problems: list[OSError] = []
+    for way in WAYS:
+        try:
+            with closing(way(image)) as fd:
+                move_mount(fd, directory)
+        except OSError as error:
+            problems.append(error)
+            continue
+        try:
+            return _stacked(replace(plan, layer=directory), run, directory)
+        except MountError as error:
+            refused = error
+            for _ in visible_at(directory, mounts()):
+                umount2(directory, MNT_DETACH | UMOUNT_NOFOLLOW)
+    raise refused or image_error(image, problems)
 
 
 def _copied(mount: Mount) -> int:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self
 
 from mkmeta.build import BuildOptions, BuildResult, Progress, build, check_id, sink_for
+from mkmeta.digest import DIGEST_SIZE, VerityDigest
 from mkmeta.errors import BuildError, StoreError, TooNewError, reason
 from mkmeta.linux.process import ending_signals_held
 from mkmeta.linux.remove_tree import remove_tree
 from mkmeta.linux.syscalls import RENAME_NOREPLACE, renameat2
+from mkmeta.linux.verity import enable_verity
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import DigestName
 from mkmeta.sinks.directory.staging import make_locked
+from mkmeta.sinks.erofs.inspection import image_digest
+from mkmeta.sinks.protocol import LayerKind
 from mkmeta.store.generation import ABOUT, GENERATIONS, LAYER, MANIFEST, PRIVATE, SHORT_ID_DIGITS, About, Generation
 from mkmeta.store.record import NUMBER_MAX, write_file
 from mkmeta.store.removal import NEW, remove_unfinished
@@ -89,6 +93,7 @@ def _about(reader: ManifestReader, options: BuildOptions) -> About:
         entries=reader.root.directory.entries,
         built_ns=0,  # not yet
         vouched=options.vouched,
+        image=VerityDigest(bytes(DIGEST_SIZE)) if options.kind is LayerKind.EROFS else None,  # not yet either
     )
 
 
@@ -107,6 +112,7 @@ def _existing(store: Store, about: About, number: int | None) -> Generation | No
     except StoreError as error:
         hint = "nothing can be built in its place: if it is not mounted, remove its directory"
         raise StoreError(error.message, path=error.path, hint=hint) from None
+    about = replace(about, kind=found.kind)  # directory or image, both are that manifest
     if found.id != about.id:
         raise StoreError(
             f"generation {number} is manifest {generation.short_id}, not {about.id.hex()[:SHORT_ID_DIGITS]}: "
@@ -121,9 +127,11 @@ def _existing(store: Store, about: About, number: int | None) -> Generation | No
 
 
 def _is_as_built(generation: Generation, about: About) -> bool:
-    with contextlib.suppress(StoreError):  # damaged: then it is worth another build
+    with contextlib.suppress(StoreError, OSError):  # damaged: then it is worth another build
         found = generation.about()
-        return not generation.written and found.is_alike(about) and (found.vouched or not about.vouched)
+        if generation.written or not found.is_alike(about) or (about.vouched and not found.vouched):
+            return False
+        return found.image is None or image_digest(generation.layer)[0] == found.image
     return False
 
 
@@ -157,9 +165,23 @@ def _fill(
             if error.path is not None and error.path.startswith(unfinished.path):
                 error.path = unfinished.store.path  # a name nobody knows, and that is gone
             raise
+    if options.kind is LayerKind.EROFS:
+        protect_image(dest)
+    about = replace(about, image=result.published.verity)
     write_file(ABOUT, about.encode(generation.number), dir_fd=unfinished.fd)
     os.fsync(unfinished.fd)
     return result
+
+
+def protect_image(path: bytes) -> None:
+    """Closes an image to others, and gives it fs-verity where its filesystem has that. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, 0o600)
+        enable_verity(fd)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class _Unfinished:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from mkmeta.codec.metacopy import encode_redirect
-from mkmeta.digest import ObjectId
+from mkmeta.digest import ObjectId, VerityDigest
 from mkmeta.errors import StoreError, path_fields, reason
 from mkmeta.sinks.protocol import LayerKind
 from mkmeta.store.record import NUMBER_MAX, Record, encode, utc_now
@@ -21,7 +21,7 @@ PRIVATE: Final = b"private"  # closed to all but the owner and root; the layer i
 ABOUT: Final = b"generation.json"
 SHORT_ID_DIGITS: Final = 12  # FORMAT
 _KIND = "mkmeta-generation"
-_KINDS: Final = (LayerKind.DIRECTORY,)  # of layers that a store keeps; images are for mount(8) until then
+_KINDS: Final = tuple(LayerKind)  # of layers that a store keeps
 _WRITTEN = b"written"
 _WORK = b"work"
 _NAME = re.compile(rb"([0-9]{6,16})-([0-9a-f]{12})")
@@ -41,6 +41,7 @@ class About:
     entries: int  # in the tree, without the root
     built_ns: int  # since the epoch, in whole seconds: when it was complete
     vouched: bool = False  # it was built with an ID that somebody on this host named: `build --expect-id`
+    image: VerityDigest | None = None  # of a layer that is an image
 
     def is_alike(self, other: About) -> bool:
         """Whether the layers are the same."""
@@ -55,6 +56,7 @@ class About:
             "number": number,
             "id": self.id.hex(),
             "kind": str(self.kind),
+            **({"image": self.image.hex()} if self.image is not None else {}),
             **path_fields(self.root, "root"),
             **path_fields(self.redirect_prefix, "redirect_prefix"),
             "userxattr": self.userxattr,
@@ -121,6 +123,11 @@ class Generation:
         return os.path.join(private if os.path.isdir(private) else self.path, LAYER)
 
     @property
+    def is_image(self) -> bool:
+        """Whether that is a file, whatever its record says."""
+        return os.path.isfile(self.layer)
+
+    @property
     def manifest(self) -> bytes:
         """What it was built from."""
         return os.path.join(self.path, MANIFEST)
@@ -156,9 +163,11 @@ class Generation:
         return os.path.join(self.path, ABOUT)
 
     def _about(self, record: Record) -> About:
+        kind = _kind(record)
         about = About(
             id=record.object_id("id"),
-            kind=_kind(record),
+            kind=kind,
+            image=record.verity_digest("image") if kind is LayerKind.EROFS else None,
             root=record.path_of("root"),
             redirect_prefix=record.path_of("redirect_prefix"),
             userxattr=record.flag("userxattr"),

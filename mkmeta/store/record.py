@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NoReturn, Self
 
-from mkmeta.digest import DIGEST_SIZE, ObjectId
+from mkmeta.digest import DIGEST_SIZE, ObjectId, VerityDigest
 from mkmeta.errors import StoreError, TooNewError, legible, reason
 from mkmeta.linux.replacing import replacing
 from mkmeta.model import NS
@@ -120,6 +120,13 @@ class Record:
         if not isinstance(value, str) or not _ID.fullmatch(value):
             self._bad(key, f"is not an ID of {2 * DIGEST_SIZE} hexadecimal digits")
         return ObjectId(bytes.fromhex(value))
+
+    def verity_digest(self, key: str) -> VerityDigest:
+        """An fs-verity digest."""
+        value = self.fields.get(key)
+        if not isinstance(value, str) or not _ID.fullmatch(value):
+            self._bad(key, f"is not a digest of {2 * DIGEST_SIZE} hexadecimal digits")
+        return VerityDigest(bytes.fromhex(value))
 
     def time(self, key: str) -> tuple[str, int]:
         """A time: as it stands there, and in ns since the epoch."""

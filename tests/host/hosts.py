@@ -39,6 +39,7 @@ class Host:
 
     top: Path
     userxattr: bool = False
+    kind: str = "directory"  # of layers that are built: may change at any time
 
     def __post_init__(self) -> None:
         for directory in (self.volume, self.point, self.run):
@@ -94,7 +95,7 @@ class Host:
         patterns = [argument for pattern in select or ("grp/*/v*",) for argument in ("--select", pattern)]
         self.call("scan", self.volume, *patterns, "-o", manifest)
         namespace = ["--userxattr"] if self.userxattr else []
-        built = self.call("build", manifest, "--store", self.store, *namespace)
+        built = self.call("build", manifest, "--store", self.store, "--format", self.kind, *namespace)
         return built.out.split()[-1]
 
     def activate(self, *args: str | Path, check: int | None = 0) -> Result:

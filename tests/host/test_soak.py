@@ -70,6 +70,7 @@ class SoakHost(Host):
         """Another generation, with one more file."""
         self.release("v1", {f"lib/n{self.files}": f"this is n{self.files}\n"})
         self.files += 1
+        self.kind = ["directory", "erofs"][self.files // 2 % 2]
         self.publish()
 
 

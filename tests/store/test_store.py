@@ -85,7 +85,7 @@ def test_generation_json_has_the_keys_of_the_page(store: Store) -> None:
     found = json.loads(Path(os.fsdecode(generation.path), "generation.json").read_bytes())
     table = PAGE.read_text().partition("`generation.json` is one JSON object")[2].partition("## 2")[0]
     keys = {key for row in table.splitlines() if row.startswith("| `") for key in row.split("|")[1].split("`")[1::2]}
-    assert set(found) | {"root_b64"} == keys
+    assert set(found) | {"root_b64", "image"} == keys
     built = found.pop("built")
     assert found == {
         "format": "mkmeta-generation",
@@ -386,7 +386,9 @@ def test_many_make_a_store_at_once(path: Path) -> None:
         ({"id": 5}, "'id' is not an ID"),
         ({"kind": 5}, "'kind' is not a word"),
         ({"kind": "a\nb"}, "'kind' is not a word"),
-        ({"kind": "erofs"}, "its layer is of the kind 'erofs', this mkmeta knows: directory"),
+        ({"kind": "squashfs"}, "its layer is of the kind 'squashfs', this mkmeta knows: directory, erofs"),
+        ({"kind": "erofs"}, "damaged: 'image' is missing"),
+        ({"kind": "erofs", "image": "12"}, "damaged: 'image' is not a digest of 64 hexadecimal digits"),
         ({"root": 5}, "'root' is not a path"),
         ({"root": "a\0b"}, "'root' is not a path"),
         ({"root_b64": "*"}, "'root' is not a path"),
