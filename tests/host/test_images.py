@@ -257,6 +257,7 @@ def test_a_copy_in_another_namespace_keeps_it_mounted(host: Host) -> None:
 # --- interrupted, at once, older kernels ---
 
 
+@pytest.mark.slow
 def test_killed_activations(host: Host) -> None:
     """At any moment: the path is there, the next call works, and in the end nothing is mounted that nobody needs."""
     host.activate()
