@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import IO, Final
 
+from mkmeta.codec.nfs4_acl import Access
 from mkmeta.codec.packing import pack
 from mkmeta.linux.mountinfo import mount_id
 from mkmeta.linux.syscalls import open_beneath
@@ -96,6 +97,8 @@ class DirectoryReader(EntryReader):
             tally = Tally()
             if inline is not None and self.rules.inlining is not None:
                 inline = self.rules.inlining.within(inline, before.st_mode, self._acl(path))
+                if inline is not None and not self.allows_everybody(prefix, b".", Access.SEARCH):
+                    inline = None
             as_before = base is not None and only is None and self._is_same(base, kind, before, select, hide)
             recorded = self.rules.base.read(base, path) if base is not None and self.rules.base is not None else None
             work: Names

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from mkmeta.codec.acl import mode_without_acl
+from mkmeta.codec.nfs4_acl import Access, allows_everybody
 from mkmeta.codec.objects import OBJECT_SIZE_MAX, xattr_problem
 from mkmeta.errors import printable
 from mkmeta.model import ACL_SHADOWS, ID_MAX, NS, PATH_LIMIT, DirectoryKind
@@ -20,6 +21,7 @@ from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithfu
 from mkmeta.trees.writer import Own, make_own
 
 NFS4_ACL_XATTRS: Final = frozenset({b"system.nfs4_acl", b"system.nfs4_dacl", b"system.nfs4_sacl"})
+NFS4_ACL: Final = "system.nfs4_acl"
 ACCESS_ACL: Final = b"system.posix_acl_access"
 _XATTRS_MAX: Final = OBJECT_SIZE_MAX - (64 << 10)  # bytes: with all else, and msgpack's headers, they fit an object
 MOUNT_POINT: Final = "is a mount point, which overlayfs does not follow"
@@ -35,6 +37,8 @@ class EntryReader:
         self.rules = rules
         self.hasher = ContentHasher(rules.digests)
         self.collector: Collector | None = None  # takes contents
+        inlining = rules.inlining
+        self._has_nfs4_acls = inlining is not None and not inlining.everything and has_acls(rules.root_fd, NFS4_ACL)
         self.matched: set[int] = set()  # selection patterns seen to match
         self.matched_only: set[int] = set()  # those of what is walked
         self._drop_start = rules.drop_xattrs.start()
@@ -103,7 +107,7 @@ class EntryReader:
             if not same(again, seen):
                 raise Changed(prefix + name)
         if content:
-            self._take(row, xattrs, content)
+            self._take(prefix, row, xattrs, content)
         if seen.st_nlink > 1:
             listing.links.append(linked_name(seen, row, self.rules.device))
         if file_type == stat.S_IFREG:
@@ -114,13 +118,28 @@ class EntryReader:
             listing.tally.others += 1
         return row
 
-    def _take(self, row: list[object], xattrs: list[bytes], content: bytes) -> None:
+    def _take(self, prefix: bytes, row: list[object], xattrs: list[bytes], content: bytes) -> None:
         """Takes the content of a file that has not changed while it was read, if everybody may read it."""
-        mode, digest = row[1], row[7]
-        assert type(mode) is int and type(digest) is bytes
+        name, mode, digest = row[0], row[1], row[7]
+        assert type(name) is bytes and type(mode) is int and type(digest) is bytes
         assert self.rules.inlining is not None and self.collector is not None
-        if self.rules.inlining.wants(mode, xattrs):
+        if not self.rules.inlining.wants(mode, xattrs):
+            return
+        if self.allows_everybody(prefix, name, Access.READ):
             self.collector.add(digest, content)
+        else:
+            self.collector.close(digest)
+
+    def allows_everybody(self, prefix: bytes, name: bytes, wanted: Access) -> bool:
+        """Whether an NFSv4 ACL, if there is one, allows everybody what the mode does. Raises Unfaithful, Changed."""
+        if not self._has_nfs4_acls:
+            return True
+        try:
+            return allows_everybody(os.getxattr(name, NFS4_ACL, follow_symlinks=False), wanted)
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+                return True
+            raise failure(prefix + (b"" if name == b"." else name), error) from None
 
     def _digests(self, prefix: bytes, name: bytes, seen: os.stat_result) -> Digests:
         if not seen.st_size:

@@ -50,6 +50,16 @@ class Inlining:
         if base is not None:
             base.prepare()
 
+    @property
+    def has_base(self) -> bool:
+        """Whether there are contents of a base."""
+        return self._base is not None
+
+    @property
+    def everything(self) -> bool:
+        """Whether it does not matter who may read a file."""
+        return self._everything
+
     def start(self) -> Inline:
         """At the root."""
         return Inline(True, _NO_RULE, self._patterns.start())
@@ -106,12 +116,19 @@ class Inlining:
 class Collector:
     """What a worker's lanes have taken: put into frames, and handed on."""
 
-    def __init__(self, inlining: Inlining, send: Callable[[ContentFrame], None]) -> None:
-        """`send` is called by whichever lane fills a frame."""
+    def __init__(self, inlining: Inlining, send: Callable[[ContentFrame | None, bytes], None]) -> None:
+        """`send` is called by whichever lane fills a frame; with it go names of contents that must not be taken."""
         self._inlining = inlining
         self._send = send
         self._lock = threading.Lock()
         self._packer = FramePacker()
+        self._closed: set[bytes] = set()
+
+    def close(self, digest: bytes) -> None:
+        """Not everybody may read a file with this content, though its mode says so: the base's is not taken for it."""
+        if self._inlining.has_base:
+            with self._lock:
+                self._closed.add(digest)
 
     def add(self, digest: bytes, data: bytes) -> None:
         """Takes a content, unless it is there already. The last one that came is as good as any."""
@@ -120,14 +137,13 @@ class Collector:
         with self._lock:
             frame = self._packer.add(digest, data)
         if frame is not None:
-            self._send(frame)
+            self._send(frame, b"")
 
     def flush(self) -> None:
         """Hands on what there is."""
         with self._lock:
-            frame = self._packer.take()
-        if frame is not None:
-            self._send(frame)
+            frame, closed = self._packer.take(), b"".join(self._closed)
+        self._send(frame, closed)
 
 
 def check_rules(rules: Sequence[InlineRule], digests: Sequence[DigestName]) -> None:

@@ -114,10 +114,13 @@ def list_xattrs(prefix: bytes, names: Sequence[bytes]) -> list[list[str]]:
         raise failure(prefix + (b"" if error.filename == b"." else error.filename), error) from None
 
 
-def has_acls(fd: int) -> bool:
-    """Whether the filesystem that an open directory is on may have POSIX ACLs. Another error is met again later."""
+def has_acls(fd: int, name: str = _ACCESS_ACL) -> bool:
+    """Whether the filesystem that an open directory is on may have POSIX ACLs, or others of this name.
+
+    Another error is met again later.
+    """
     try:
-        os.getxattr(fd, _ACCESS_ACL)
+        os.getxattr(fd, name)
     except OSError as error:
         return error.errno != errno.EOPNOTSUPP
     return True

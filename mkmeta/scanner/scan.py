@@ -222,8 +222,9 @@ class _Scan:
     def run(self, root: bytes, created: int, stream: BinaryIO) -> _Found:
         """Reads everything that is selected, and writes the manifest."""
         options, rules = self._options, self._rules
+        self._contents = self._content_writer()
         with (
-            ManifestWriter(stream, self._content_writer()) as manifest,
+            ManifestWriter(stream, self._contents) as manifest,
             TreeWriter(
                 manifest,
                 options.hard_links,
@@ -350,6 +351,8 @@ class _Scan:
         report: Report = worker.receive()
         if report.contents is not None:
             self._writer.manifest.add_contents(report.contents)
+        if report.closed and self._contents is not None:
+            self._contents.close(report.closed)
         worker.tasks -= len(report.complete) + len(report.same) + len(report.partial) + len(report.problems)
         self._lanes[worker] = report.lanes
         self._matched |= report.matched

@@ -132,6 +132,7 @@ class Report(NamedTuple):
     matched_only: set[int]
     lanes: int
     contents: ContentFrame | None = None  # what was taken; such a report has nothing else
+    closed: bytes = b""  # names of contents of files that not everybody may read, one after the other
     is_last: bool = False  # the answer to None instead of tasks: all that was taken has come
 
     def results(self) -> Iterator[Result]:
@@ -186,8 +187,8 @@ class _Crew:
         with self._sending:
             self._connection.send(Report([], [], [], [], set(), set(), 1, is_last=True))
 
-    def _send_contents(self, frame: ContentFrame) -> None:
-        report = Report([], [], [], [], set(), set(), self._governor.lanes, contents=frame)
+    def _send_contents(self, frame: ContentFrame | None, closed: bytes) -> None:
+        report = Report([], [], [], [], set(), set(), self._governor.lanes, contents=frame, closed=closed)
         with self._sending:
             self._connection.send(report)
 

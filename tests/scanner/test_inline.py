@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from mkmeta.codec.nfs4_acl import Access
 from mkmeta.errors import FormatError, UsageError
 from mkmeta.manifest.check import check_all
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import DigestName, RegularFile
 from mkmeta.scanner import base as base_module
+from mkmeta.scanner.entry import EntryReader
 from mkmeta.scanner.looking import open_content
 from mkmeta.trees.merge import merge
 from mkmeta.trees.prune import prune
@@ -152,6 +154,22 @@ def test_acls_count(root: Path) -> None:
     expected = {"b/same", "b/large", "a/v2/fb", "a/v2/fc", "a/v1/same"}
     assert names(scanned(root, "1.mkm").path) == expected
     assert names(scanned(root, "2.mkm", drop_xattrs=(b"*",)).path) == expected
+
+
+def test_an_nfs4_acl_counts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a volume that has them; whether one allows everybody something, tests/codec says."""
+    first = scanned(root, "1.mkm")
+
+    def allows(_reader: EntryReader, prefix: bytes, name: bytes, wanted: Access) -> bool:
+        assert wanted is (Access.SEARCH if name == b"." else Access.READ)
+        return prefix + name not in (b"a/v1/fa", b"b/.")
+
+    monkeypatch.setattr(EntryReader, "allows_everybody", allows)
+    expected = names(first.path) - {"a/v1/fa", "b/large"}
+    assert names(scanned(root, "2.mkm").path) == expected
+    (root / "a/v1/fa").touch()  # its ACL was changed, which the mode does not tell
+    _age()
+    assert "a/v1/fa" not in names(with_base(root, first, "3.mkm").path)
 
 
 def test_a_file_is_read_once(root: Path) -> None:
