@@ -77,3 +77,4 @@ class _Kernel:
             return  # said already
         self.abilities = probe(self._scratch, userxattr=self._patient.userxattr)
         yield from kernel_checks.overlay_abilities(self.abilities, userxattr=self._patient.userxattr)
+        yield from kernel_checks.images()

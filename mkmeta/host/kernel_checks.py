@@ -10,9 +10,12 @@ from typing import Final
 
 from mkmeta.errors import MountError, reason
 from mkmeta.host.finding import Finding, failure, note, ok, warning
+from mkmeta.linux.mount import FilesystemContext
+from mkmeta.mounts.image import IMAGE_TYPE
 from mkmeta.mounts.probe import Abilities
 from mkmeta.mounts.profile import Profile
 
+_LOOP_CONTROL = Path("/dev/loop-control")
 _CAP_SYS_ADMIN = 1 << 21  # linux/capability.h
 _ALL_IDS = ["0", "0", "4294967295"]  # /proc/self/uid_map of the initial user namespace
 _EXPORTS = Path("/sys/module/overlay/parameters/nfs_export")
@@ -93,6 +96,13 @@ def overlay_abilities(able: Abilities, *, userxattr: bool) -> Iterator[Finding]:
                 "nested mounts use the kernel's whole stacking depth: no overlay can have one as a layer",
                 "give containers a bind mount (rslave, of the directory above the mount point); or use --profile merge",
             )
+        elif best is Profile.MERGE:
+            yield note(
+                "merge-costs",
+                "a layer without content is a loss for programs that open what they look for: merge looks files up on "
+                "the volume as well, which is more requests than without a layer",
+                "scan with --inline 64K: what is whole in a layer is looked up nowhere else; or boot Linux 6.7",
+            )
     if not able.beneath:
         yield warning(
             "switching",
@@ -128,6 +138,28 @@ def overlay_abilities(able: Abilities, *, userxattr: bool) -> Iterator[Finding]:
         "5.2",
         "`refresh` has to use mount(2)",
     )
+
+
+def images() -> Iterator[Finding]:
+    """Whether layers that are images can be mounted: fsopen(2) loads the module where there is one."""
+    try:
+        with FilesystemContext.open(IMAGE_TYPE):
+            pass
+    except OSError as error:
+        yield note(
+            "images",
+            f"EROFS images cannot be mounted: {reason(error)}",
+            "load or install the module erofs, or build directories; it takes root outside of user namespaces",
+        )
+        return
+    if os.path.exists(_LOOP_CONTROL):
+        yield ok("images", "EROFS images can be mounted")
+    else:
+        yield note(
+            "images",
+            "EROFS images can be mounted as they are only, by Linux 6.12 and not from tmpfs: there are no loop devices",
+            "load the module loop",
+        )
 
 
 def _profile(profile: Profile, able: Abilities) -> Finding:

@@ -43,6 +43,7 @@ def levels(found: Iterator[Finding]) -> dict[str, str]:
             {
                 "profile-nested": "warning",
                 "profile-data-only": "note",
+                "merge-costs": "note",
                 "switching": "warning",
                 "verity-option": "note",
                 "layers-by-descriptor": "note",
@@ -88,6 +89,18 @@ def test_what_is_lost_without_nested() -> None:
     found = {finding.id: finding for finding in kernel_checks.overlay_abilities(able, userxattr=False)}
     assert "no such option" in found["profile-nested"].message
     assert "the first stat of every file asks the volume" in found["profile-auto"].message
+    assert "more requests than without a layer" in found["merge-costs"].message
+    assert "--inline" in (found["merge-costs"].hint or "")
+
+
+def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_checks, "_LOOP_CONTROL", tmp_path / "none")
+    monkeypatch.setattr(kernel_checks, "IMAGE_TYPE", b"tmpfs")
+    assert levels(kernel_checks.images()) == {"images": "note"}
+    monkeypatch.setattr(kernel_checks, "_LOOP_CONTROL", tmp_path)
+    assert levels(kernel_checks.images()) == {}
+    monkeypatch.setattr(kernel_checks, "IMAGE_TYPE", b"nosuchfs")
+    assert levels(kernel_checks.images()) == {"images": "note"}
 
 
 @pytest.mark.parametrize(
