@@ -1,6 +1,8 @@
 """Every error mkmeta foresees, and the exit code each one ends the program with.
 
     MkmetaError                 1   something could not be done
+    ├── InterruptedByUser     130   Ctrl-C
+    ├── TerminatedError      128+   another signal
     ├── UsageError              2   the command line asks for something impossible
     ├── FormatError            10   these bytes are not a valid manifest
     ├── IdMismatchError        11   a valid manifest, but not the expected one
@@ -17,7 +19,7 @@
         ├── GapError           17   the old mount would have to go before the new one comes
         └── NotActiveError     20   nothing of mkmeta's is mounted there
 
-Errors carry facts (`path`, `hint`); only `mkmeta.__main__` turns one into a line and a status.
+Errors carry facts (`path`, `hint`); only `mkmeta.cli.main` turns one into a line and a status.
 The table of codes users may rely on is in formats/cli.md.
 """
 
@@ -26,6 +28,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import signal
 from enum import IntEnum
 from typing import Final
 
@@ -58,7 +61,7 @@ class ExitCode(IntEnum):
 class MkmetaError(Exception):
     """Base of all foreseen errors: what happened, where (`path`, bytes as on disk), what to do (`hint`)."""
 
-    exit_code = ExitCode.FAILED
+    exit_code: int = ExitCode.FAILED
 
     def __init__(self, message: str, *, path: bytes | None = None, hint: str | None = None) -> None:
         super().__init__(message)
@@ -72,6 +75,20 @@ class MkmetaError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross from worker processes to their parent."""
         return (_rebuild, (type(self), self.message, self.path, self.hint))
+
+
+class InterruptedByUser(MkmetaError):
+    """SIGINT, which is Ctrl-C."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
+class TerminatedError(MkmetaError):
+    """Another signal that ends the process; its exit code is 128 and the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
 
 
 class UsageError(MkmetaError):

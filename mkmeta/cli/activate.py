@@ -105,7 +105,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--profile",
-        choices=("auto", *Profile),
+        choices=["auto", *map(str, Profile)],
         default="auto",
         help="how layer and volume are put together (see below)",
     )
@@ -122,9 +122,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--verity",
-        type=Verity,
-        choices=tuple(Verity),
-        default=Verity.OFF,
+        choices=[str(choice) for choice in Verity],
+        default=str(Verity.OFF),
         help="compare the fs-verity digest of every data file when it is opened; the volume must have them",
     )
     parser.add_argument(
@@ -177,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
         lower=args.lower,
         profile=None if args.profile == "auto" else Profile(args.profile),
         generation=args.generation,
-        verity=args.verity,
+        verity=Verity(args.verity),
         extra=parse_extra(args.options),
         allow_gap=args.allow_gap,
         allow_setid=args.allow_setid,

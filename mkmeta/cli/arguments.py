@@ -4,6 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import Final
+
+_STDIN: Final = frozenset({"/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"})
+_STDOUT: Final = frozenset({"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
+
+
+def input_file(text: str) -> bytes:
+    """A file to read; `-` is standard input, whatever it is called."""
+    return b"-" if text in _STDIN else filled(text)
+
+
+def input_name(text: str) -> str:
+    """The same as text."""
+    return os.fsdecode(input_file(text))
+
+
+def output_file(text: str) -> bytes:
+    """A file to write; `-` is standard output, whatever it is called."""
+    return b"-" if text in _STDOUT else filled(text)
 
 from mkmeta.digest import DIGEST_SIZE, VerityDigest
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.kind_parser import KindParser
 from mkmeta.config import LayerConfig, read_config
 from mkmeta.config_keys import KEYS
 from mkmeta.errors import UsageError
@@ -22,7 +23,7 @@ _KEYS = {key.name: key for key in KEYS}
 _NOTHING = {field.name: field.default for field in dataclasses.fields(LayerConfig)}  # what a silent file gives
 
 
-class VerbParser(argparse.ArgumentParser):
+class VerbParser(KindParser):
     """The parser of a verb, with or without --config."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,6 +34,7 @@ class VerbParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse has it, after the file that --config names was read. Raises ConfigError."""
+        self.check_options(args or [])
         config = self._config(args or []) if self.config_keys else None
         values = self._values(config) if config else {}
         for action in self._actions:

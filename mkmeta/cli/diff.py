@@ -9,6 +9,7 @@ import stat
 from collections import Counter
 from typing import Final
 
+from mkmeta.cli.arguments import input_name
 from mkmeta.cli.entries import entry_fields, utc
 from mkmeta.cli.manifest_argument import open_manifest
 from mkmeta.cli.output import emit, note, path_fields
@@ -56,8 +57,10 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser = add_verb(
         verbs, "diff", summary="compare two manifests, or layers", description=_DESCRIPTION, epilog=_EPILOG
     )
-    parser.add_argument("a", metavar="A", help="manifest or layer; - reads a manifest from standard input")
-    parser.add_argument("b", metavar="B", help="what it is compared with")
+    parser.add_argument(
+        "a", metavar="A", type=input_name, help="manifest or layer; - reads a manifest from standard input"
+    )
+    parser.add_argument("b", metavar="B", type=input_name, help="what it is compared with")
     parser.add_argument("path", metavar="PATH", nargs="?", default="", help="relative to the root; default: the root")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--stat", action="store_true", help="print only how many entries were added, removed and changed")

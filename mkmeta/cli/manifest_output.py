@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import BinaryIO, TypeVar
 
-from mkmeta.cli.arguments import filled
+from mkmeta.cli.arguments import output_file
+from mkmeta.cli.streams import is_closed
 from mkmeta.errors import UsageError
 from mkmeta.manifest.output import atomic_output, spooled_output
 
@@ -20,21 +21,30 @@ def add_output_argument(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="MANIFEST",
-        type=filled,
+        type=output_file,
         required=True,
         help="the manifest to write; it appears when it is complete. - is stdout (the ID goes to stderr then)",
     )
 
 
+def check_stdout(args: argparse.Namespace) -> None:
+    """Raises UsageError when the output is stdout, and that cannot be."""
+    if args.output != b"-":
+        return
+    if args.json:
+        raise UsageError("--json and a manifest cannot both go to stdout", hint="name a file with -o")
+    if is_closed(1):
+        raise UsageError("standard output is closed, and the manifest was to go there", hint="name a file with -o")
+    if sys.stdout.isatty():
+        raise UsageError("a manifest is not for a terminal", hint="name a file with -o, or use a pipe")
+
+
 def write_manifest(args: argparse.Namespace, write: Callable[[BinaryIO], _T]) -> _T:
     """What `write` returns for the stream of the output. Raises UsageError when it cannot be stdout."""
+    check_stdout(args)
     if args.output != b"-":
         with atomic_output(args.output) as stream:
             return write(stream)
-    if args.json:
-        raise UsageError("--json and a manifest cannot both go to stdout", hint="name a file with -o")
-    if sys.stdout.isatty():
-        raise UsageError("a manifest is not for a terminal", hint="name a file with -o, or use a pipe")
     with spooled_output(sys.stdout.buffer) as stream:
         return write(stream)
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 
+from mkmeta.cli.arguments import input_name
 from mkmeta.cli.manifest_argument import open_manifest
 from mkmeta.cli.manifest_output import add_output_argument, print_id, write_manifest
 from mkmeta.cli.output import emit, note, path_fields
@@ -51,7 +52,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         verbs, "merge", summary="put manifests of one volume together", description=_DESCRIPTION, epilog=_EPILOG
     )
     parser.add_argument(
-        "manifests", metavar="MANIFEST", nargs="+", help="file made by mkmeta scan; - reads standard input"
+        "manifests",
+        metavar="MANIFEST",
+        type=input_name,
+        nargs="+",
+        help="file made by mkmeta scan; - reads standard input",
     )
     add_output_argument(parser)
     parser.add_argument(

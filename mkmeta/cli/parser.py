@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, NoReturn
 
 from mkmeta import __version__
 from mkmeta.cli.config_option import VerbParser
+from mkmeta.cli.kind_parser import KindParser, did_you_mean
 from mkmeta.cli.verb import Verbs
+from mkmeta.errors import ExitCode, legible
 
 # Each is the module `mkmeta.cli.VERB`; help lists them in this order, by group.
 GROUPS: Final = {
@@ -39,10 +41,31 @@ examples:
 """
 
 
-class _TopParser(argparse.ArgumentParser):
+class _TopParser(KindParser):
     """The parser of `mkmeta` itself; its help lists the verbs by group."""
 
     verbs: Verbs[argparse.ArgumentParser]
+
+    def check_options(self, args: Iterable[str]) -> None:
+        """Ends the program with an error where there is no verb, or none of that name. All else is the verb's."""
+        first = next(iter(args), None)
+        if first is None:
+            self.print_help(sys.stderr)
+            raise SystemExit(int(ExitCode.USAGE))
+        if first in VERBS or first in self._option_string_actions:
+            return
+        if first.startswith("-"):
+            self.fail(f"{legible(first)} is not for mkmeta itself", "options follow the verb: mkmeta scan --json ...")
+        meant = did_you_mean(first, VERBS)
+        self.fail(f"there is no verb '{legible(first)}'", meant or f"there are {', '.join(VERBS)}")
+
+    def error(self, message: str) -> NoReturn:
+        """As any parser; what is left over when a verb has all it takes is the verb's."""
+        verb, _, rest = message.partition("unrecognized arguments: ")
+        if rest and not verb:
+            (parser,) = self.verbs.choices.values()
+            parser.error(f"there is nothing to do with the last of the arguments: {rest}")
+        super().error(message)
 
     def format_help(self) -> str:
         """The page of `mkmeta --help`."""

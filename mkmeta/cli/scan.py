@@ -10,8 +10,9 @@ import sys
 import time
 from typing import Any, BinaryIO
 
-from mkmeta.cli.arguments import filled
+from mkmeta.cli.arguments import filled, input_file, output_file
 from mkmeta.cli.config_option import Listed, add_config
+from mkmeta.cli.manifest_output import check_stdout
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.pattern_file import read_pattern_file
 from mkmeta.cli.progress import ProgressLine
@@ -90,7 +91,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "-o",
         "--output",
         metavar="MANIFEST",
-        type=filled,
+        type=output_file,
         required=True,
         help="the manifest to write; it appears when it is complete. - is stdout (the ID goes to stderr then)",
     )
@@ -106,7 +107,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     what.add_argument(
         "--select-from",
         metavar="FILE",
-        type=filled,
+        type=input_file,
         action="append",
         default=[],
         help="read patterns from FILE, one a line; - is stdin. Empty lines and lines starting with # are skipped, "
@@ -207,10 +208,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> ExitCode:
     """Runs the verb."""
     to_stdout = args.output == b"-"
-    if to_stdout and args.json:
-        raise UsageError("--json and a manifest cannot both go to stdout", hint="name a file with -o")
-    if to_stdout and sys.stdout.isatty():
-        raise UsageError("a manifest is not for a terminal", hint="name a file with -o, or use a pipe")
+    check_stdout(args)
     if (args.only or args.no_trust) and args.base is None:
         raise UsageError(f"{'--only' if args.only else '--no-trust'} goes with --base")
     started = time.monotonic()

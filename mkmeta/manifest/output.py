@@ -34,11 +34,12 @@ def atomic_output(path: bytes, *, follow: bool = True) -> Iterator[BinaryIO]:
     `follow`, they are replaced. Raises MkmetaError when the output cannot be written.
     """
     directory, name = os.path.split(path)
+    given = path
     path = os.path.realpath(path) if follow else os.path.join(os.path.realpath(directory), name)
     mode = stat.S_IFREG  # to be made, if that is possible
     if follow:
         with contextlib.suppress(OSError):
-            mode = os.stat(path).st_mode
+            mode = os.stat(given).st_mode
     if stat.S_ISDIR(mode):
         raise UsageError("is a directory", path=path, hint="name a file for the manifest")
     try:
@@ -46,7 +47,8 @@ def atomic_output(path: bytes, *, follow: bool = True) -> Iterator[BinaryIO]:
             with _beside(path) as stream:
                 yield stream
         else:
-            with open(path, "wb", buffering=0) as sink, spooled_output(sink) as stream:
+            # By its own name: /dev/fd/63, a pipe, has no other
+            with open(given, "wb", buffering=0) as sink, spooled_output(sink) as stream:
                 yield stream
     except OSError as error:
         where = b"" if error.filename is None else os.fsencode(error.filename)

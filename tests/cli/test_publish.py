@@ -47,7 +47,14 @@ def test_build_json(place: Path, capsys: Capture) -> None:
     output = capsys.readouterr()
     first, second = map(json.loads, output.out.splitlines())
     layer = f"{place}/store/generations/000001-{id_of(ONE)[:12]}/layer"
-    common = {"message_type": "summary", "id": id_of(ONE), "dest": layer, "generation": 1, "entries": 3}
+    common = {
+        "message_type": "summary",
+        "verb": "build",
+        "id": id_of(ONE),
+        "dest": layer,
+        "generation": 1,
+        "entries": 3,
+    }
     assert first.items() >= {**common, "built": True, "links": 0}.items()
     assert second == {**common, "built": False}
     assert output.err == ""
@@ -122,6 +129,7 @@ def test_publish_json(store: Path, capsys: Capture) -> None:
     output = capsys.readouterr()
     assert json.loads(output.out) == {
         "message_type": "summary",
+        "verb": "publish",
         "id": id_of(TWO),
         "generation": 2,
         "serial": 1,

@@ -92,7 +92,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert kinds == ["subtree"] * 6 + ["left_out", "summary"]
     assert rest[0] == {"message_type": "subtree", "path": "README", "type": "file", "entries": 0}
     assert rest[6]["path_b64"] == "Z3JwL3YzL/8=" and rest[6]["reason"] == "permission denied"
-    assert rest[7] == {"message_type": "summary", "subtrees": 6, "left_out": 1}
+    assert rest[7] == {"message_type": "summary", "verb": "show", "subtrees": 6, "left_out": 1}
 
 
 def test_one_page_also_of_many_subtrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,11 +18,6 @@ LACKS: Final = 77
 # Names of one inode in several subtrees are to be one file in the layer: then one subtree hangs on another, which
 # `scan --hard-links all` alone does
 CONTRADICTS: Final = {"tree/hardlink_primary_not_recorded"}
-LATER: Final = {  # locales and streams
-    "tree/closed_stdout",
-    "tree/locale_output",
-    "tree/names_told_apart",
-}
 
 
 def _cases() -> list[object]:
@@ -31,7 +26,7 @@ def _cases() -> list[object]:
     if not names:
         skip = pytest.mark.skip(reason="no field cases beside this checkout")
         return [pytest.param("none", marks=skip)]
-    wrong = dict.fromkeys(CONTRADICTS, "another law") | dict.fromkeys(LATER, "not built yet")
+    wrong = dict.fromkeys(CONTRADICTS, "another law")
     marked = [pytest.mark.xfail(reason=wrong[name], strict=True) if name in wrong else () for name in names]
     return [pytest.param(name, marks=mark) for name, mark in zip(names, marked, strict=True)]
 

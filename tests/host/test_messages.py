@@ -24,6 +24,7 @@ def test_messages_are_those_of_the_page(host: Host) -> None:
             kind = str(message.pop("message_type"))
             keys = {key.removesuffix("_b64") for key in message}
             assert keys == documented()[kind, verb] & keys, (kind, verb)
+            assert message.get("verb", verb) == verb
             holders = message.get("holders", [])
             assert isinstance(holders, list)
             assert all(set(one) <= documented()[kind, verb] for one in holders)

@@ -78,7 +78,7 @@ def test_diff_recursive_stat_quiet_and_a_part(capsys: Capture) -> None:
 def test_diff_as_json(capsys: Capture) -> None:
     assert main(["diff", "--json", "all.mkm", "new.mkm"]) == 4
     messages = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert messages[-1] == {"message_type": "summary", "added": 3, "removed": 3, "changed": 4}
+    assert messages[-1] == {"message_type": "summary", "verb": "diff", "added": 3, "removed": 3, "changed": 4}
     by_path = {message["path"]: message for message in messages[:-1]}
     assert by_path["top"]["what"] == ["xattrs"] and by_path["top"]["changed_xattrs"] == [{"name": "user.note"}]
     assert by_path["added"]["before"] is None and by_path["added"]["entries"] == 2
