@@ -37,7 +37,6 @@ class BuildOptions:
     kind: LayerKind = LayerKind.DIRECTORY
     base: bytes | None = None  # a layer to share unchanged files with
     expect_id: ObjectId | None = None
-    inline: bool = True  # files whose content the manifest has are whole
     vouched: bool = False  # somebody on this host named that ID: he answers for its set-ID bits and devices
     jobs: int = 1  # worker processes, where the sink takes nodes from several
 
@@ -88,7 +87,7 @@ def build(
     if plan.prefix:
         walk(reader, lambda _report: _LengthChecker(plan), jobs=options.jobs, batch=_BATCH)
     links = sum(isinstance(row, LinkRow) for row in reader.links())
-    contents = reader.contents if options.inline else None
+    contents = reader.contents if plan.inline else None
     if contents is not None:
         contents.prepare()
     with sink:

@@ -45,6 +45,7 @@ class Plan:
     prefix: bytes = b""  # path of the recorded root below the lower layer, without outer slashes; empty: the same
     userxattr: bool = False  # `user.overlay.*`, for mounts in user namespaces
     verity: bool = True  # put fs-verity digests where the manifest has them
+    inline: bool = True  # files whose content the manifest has are whole
 
     def __post_init__(self) -> None:
         """Raises UsageError when the kernel would not follow redirects below the prefix."""

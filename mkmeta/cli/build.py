@@ -172,8 +172,12 @@ def run(args: argparse.Namespace) -> int:
         return run_dump(args, text)
     options = BuildOptions(
         kind=LayerKind.EROFS if args.format == COMPOSEFS else LayerKind(args.format),
-        plan=Plan(prefix=args.redirect_prefix.strip(b"/"), userxattr=args.userxattr, verity=not args.no_verity),
-        inline=not args.no_inline,
+        plan=Plan(
+            prefix=args.redirect_prefix.strip(b"/"),
+            userxattr=args.userxattr,
+            verity=not args.no_verity,
+            inline=not args.no_inline,
+        ),
         expect_id=args.expect_id,
         vouched=args.expect_id is not None,
         base=None if args.base is None else _base(args.base),

@@ -114,11 +114,11 @@ def build_composefs(
     reader: ManifestReader, options: BuildOptions, args: argparse.Namespace, progress: Progress
 ) -> BuildResult:
     """Makes an image of a manifest."""
-    plan = ComposefsPlan(top=reader.root.directory, objects=args.objects)
+    plan = ComposefsPlan(top=reader.root.directory, objects=args.objects, inline=not args.no_inline)
     sink = ErofsSink(os.fsencode(args.dest), jobs=options.jobs, swap=args.swap, composefs=args.composefs_version or 0)
     return build(
         reader,
         sink,
-        BuildOptions(plan=plan, expect_id=options.expect_id, inline=options.inline, jobs=options.jobs),
+        BuildOptions(plan=plan, expect_id=options.expect_id, jobs=options.jobs),
         progress,
     )

@@ -39,7 +39,12 @@ class FoundLayer:
         """How the generation says its layer was built. Raises StoreError."""
         assert self.generation is not None
         about = self.generation.about()
-        return Plan(prefix=about.redirect_prefix, userxattr=about.userxattr, verity=about.verity)
+        return Plan(
+            prefix=about.redirect_prefix,
+            userxattr=about.userxattr,
+            verity=about.verity,
+            inline=about.contents is not None,
+        )
 
     def open_manifest(self) -> ManifestReader:
         """The manifest of the generation; the caller closes it. Raises IdMismatchError when it is another's."""

@@ -67,7 +67,7 @@ def explain(reader: ManifestReader, path: bytes, plan: Plan) -> Explanation:
     links: tuple[bytes, ...] = ()
     nlink = 1
     if node is not None:
-        served, why = _recorded(reader, node)
+        served, why = _recorded(reader, node, plan)
         if not isinstance(node, Directory):
             links, nlink = _links(reader, path)
         if served is Served.FILE:
@@ -142,7 +142,7 @@ def _follow(reader: ManifestReader, path: bytes) -> tuple[list[Ancestor], Node |
     return way, reader.find(path), None
 
 
-def _recorded(reader: ManifestReader, node: Node) -> tuple[Served, str]:
+def _recorded(reader: ManifestReader, node: Node, plan: Plan) -> tuple[Served, str]:
     if isinstance(node, Directory):
         if node.kind is DirectoryKind.MERGE:
             return (
@@ -151,7 +151,7 @@ def _recorded(reader: ManifestReader, node: Node) -> tuple[Served, str]:
             )
         return Served.COMPLETE, "recorded completely: the layer answers for everything in it"
     if isinstance(node, RegularFile) and node.size:
-        if reader.contents is not None and reader.contents.find(node) >= 0:
+        if plan.inline and reader.contents is not None and reader.contents.find(node) >= 0:
             return Served.WHOLE, "recorded with its content: whole in the layer, opened and read locally"
         return Served.FILE, "recorded: the layer has its name and attributes, the volume its data"
     return Served.LEAF, "recorded: the layer has all there is of it"

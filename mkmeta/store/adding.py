@@ -93,6 +93,7 @@ def _about(reader: ManifestReader, options: BuildOptions) -> About:
         entries=reader.root.directory.entries,
         built_ns=0,  # not yet
         vouched=options.vouched,
+        contents=reader.contents.id if plan.inline and reader.contents else None,
         image=VerityDigest(bytes(DIGEST_SIZE)) if options.kind is LayerKind.EROFS else None,  # not yet either
     )
 

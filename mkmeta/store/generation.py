@@ -42,13 +42,14 @@ class About:
     built_ns: int  # since the epoch, in whole seconds: when it was complete
     vouched: bool = False  # it was built with an ID that somebody on this host named: `build --expect-id`
     image: VerityDigest | None = None  # of a layer that is an image
+    contents: bytes | None = None  # which files are whole (mkmeta.manifest.contents); None: none
 
     def is_alike(self, other: About) -> bool:
         """Whether the layers are the same."""
         return self._how() == other._how()
 
     def _how(self) -> tuple[object, ...]:
-        return self.id, self.kind, self.redirect_prefix, self.userxattr, self.verity
+        return self.id, self.kind, self.redirect_prefix, self.userxattr, self.verity, self.contents
 
     def encode(self, number: int) -> bytes:
         """The generation.json of generation `number`, complete now."""
@@ -61,6 +62,7 @@ class About:
             **path_fields(self.redirect_prefix, "redirect_prefix"),
             "userxattr": self.userxattr,
             "verity": self.verity,
+            **({"contents": self.contents.hex()} if self.contents is not None else {}),
             "entries": self.entries,
             "vouched": self.vouched,
             "built": utc_now(),
@@ -168,6 +170,7 @@ class Generation:
             id=record.object_id("id"),
             kind=kind,
             image=record.verity_digest("image") if kind is LayerKind.EROFS else None,
+            contents=record.object_id("contents") if "contents" in record.fields else None,
             root=record.path_of("root"),
             redirect_prefix=record.path_of("redirect_prefix"),
             userxattr=record.flag("userxattr"),

@@ -154,7 +154,7 @@ def test_odd_names_are_shown(served: Host) -> None:
 
 
 # What sends nothing, by profile: design.md's measurements, and facts 9 and 11 of overlayfs, written down once more.
-ALL_LOCAL = {Served.LEAF, Served.COMPLETE, Served.ABSENT}
+ALL_LOCAL = {Served.WHOLE, Served.LEAF, Served.COMPLETE, Served.ABSENT}
 LOCAL_LOOKUPS: dict[str, set[Served]] = {
     Profile.NESTED: ALL_LOCAL | {Served.FILE},
     Profile.MERGE: ALL_LOCAL,
@@ -185,6 +185,7 @@ def test_costs_are_what_was_measured(profile: str) -> None:
     opened = str(words[Served.FILE].open)
     walks = profile in (Profile.NESTED, Profile.DATA_ONLY)
     assert ("at most 7 calls" in opened) == walks and "OPEN" in opened
+    assert (words[Served.WHOLE].open == LOCAL) == (profile != PLAIN)
 
 
 def test_every_profile_has_costs() -> None:

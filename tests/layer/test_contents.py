@@ -121,7 +121,7 @@ def test_left_out_on_demand(volume: Path, tmp_path: Path) -> None:
     assert inline.id == plain.id
     for kind in LayerKind:
         one, other = tmp_path / f"one-{kind}", tmp_path / f"other-{kind}"
-        result = built(inline.path, one, kind=kind, inline=False)
+        result = built(inline.path, one, kind=kind, plan=Plan(inline=False))
         built(plain.path, other, kind=kind)
         assert result.counts["inline"] == 0
         if kind is LayerKind.EROFS:
@@ -187,7 +187,7 @@ class TestBase:
         manifest = scanned(volume).path
         for name, inline in (("old", True), ("new", False), ("newest", True)):
             base = {"new": tmp_path / "old", "newest": tmp_path / "new"}.get(name)
-            built(manifest, tmp_path / name, inline=inline, base=os.fsencode(base) if base else None)
+            built(manifest, tmp_path / name, plan=Plan(inline=inline), base=os.fsencode(base) if base else None)
         path = "grp/v1/lib/f4096"
         assert [is_whole(tmp_path / name, path) for name in ("old", "new", "newest")] == [True, False, True]
         assert (tmp_path / "newest" / path).read_bytes() == (volume / path).read_bytes()
@@ -211,7 +211,7 @@ def test_verified(volume: Path, tmp_path: Path) -> None:
         ("layer", "grp/v2/lib/f4096", "mtime"),
         ("layer", "grp/v2/lib/f4096", "size"),
     ]
-    built(manifest, tmp_path / "redirected", inline=False)
+    built(manifest, tmp_path / "redirected", plan=Plan(inline=False))
     assert found(manifest, tmp_path / "redirected") == []
 
 
@@ -233,6 +233,22 @@ def test_the_command_line(volume: Path, tmp_path: Path, capsys: pytest.CaptureFi
         with pytest.raises(SystemExit):
             main(["scan", str(volume), f"--inline={rule}", "-o", manifest])
     assert main(["scan", str(volume), "--inline", "5M", "-o", manifest]) == 2
+
+
+def test_contents_make_another_generation(volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The ID says nothing of them: a store has to."""
+    store, plain, inline = (str(tmp_path / name) for name in ("store", "plain.mkm", "inline.mkm"))
+    assert main(["scan", str(volume), "-o", plain]) == 0
+    assert main(["scan", str(volume), "--inline", "4K", "-o", inline]) == 0
+    calls = ([plain], [plain], [inline], [inline], [inline, "--no-inline"], [plain], [inline])
+    generations = []
+    for manifest, *more in calls:
+        assert main(["build", manifest, "--store", store, *more]) == 0
+        generations.append(len(os.listdir(Path(store) / "generations")))
+        capsys.readouterr()
+        assert main(["explain", store, "grp/v1/lib/f2048"]) == 0
+        assert ("opened and read locally" in capsys.readouterr().out) == (manifest == inline and not more)
+    assert generations == [1, 1, 2, 2, 3, 3, 4]
 
 
 @pytest.mark.needs("overlay")

@@ -85,7 +85,7 @@ def test_generation_json_has_the_keys_of_the_page(store: Store) -> None:
     found = json.loads(Path(os.fsdecode(generation.path), "generation.json").read_bytes())
     table = PAGE.read_text().partition("`generation.json` is one JSON object")[2].partition("## 2")[0]
     keys = {key for row in table.splitlines() if row.startswith("| `") for key in row.split("|")[1].split("`")[1::2]}
-    assert set(found) | {"root_b64", "image"} == keys
+    assert set(found) | {"root_b64", "image", "contents"} == keys
     built = found.pop("built")
     assert found == {
         "format": "mkmeta-generation",
