@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import Final
 
+from mkmeta.digest import DIGEST_SIZE, VerityDigest
+
 _STDIN: Final = frozenset({"/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"})
 _STDOUT: Final = frozenset({"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
 
@@ -23,8 +25,6 @@ def input_name(text: str) -> str:
 def output_file(text: str) -> bytes:
     """A file to write; `-` is standard output, whatever it is called."""
     return b"-" if text in _STDOUT else filled(text)
-
-from mkmeta.digest import DIGEST_SIZE, VerityDigest
 
 
 def filled(text: str) -> bytes:
