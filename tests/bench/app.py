@@ -56,12 +56,17 @@ class Mounting:
     profile: str  # empty: as it is
     kind: str = "directory"
     inline: str = ""
+    on_volume: bool = False  # the image: no store, no disk
 
     def __str__(self) -> str:
         if not self.profile:
             return "local disk" if self.kind == "local" else "plain"
         image = "image, " if self.kind == "erofs" else ""
-        return f"{image}`{self.profile}`" + (f", files up to {self.inline} inside" if self.inline else "")
+        return (
+            f"{image}`{self.profile}`"
+            + (f", files up to {self.inline} inside" if self.inline else "")
+            + (", on the volume" if self.on_volume else "")
+        )
 
 
 MOUNTS: Final = (
@@ -75,6 +80,7 @@ MOUNTS: Final = (
     Mounting("nested", "directory", "64K"),
     Mounting("nested", "erofs", "64K"),
     Mounting("nested", "erofs", "1M"),
+    Mounting("nested", "erofs", "64K", on_volume=True),
 )
 
 # Imports all modules that a file names, and says how many there are then. A few cannot be, whatever they are on.
@@ -139,23 +145,30 @@ def main() -> int:
     parser.add_argument("--kernel", metavar="VERSION", help="one of .cache/uml (default: the newest)")
     parser.add_argument("--distance", action="store_true", help="the FUSE stand-in, on this machine")
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=list(reversed(VERSIONS)))
+    parser.add_argument("--only", metavar="TEXT", default="", help="mounts that have this in their description")
     parser.add_argument("--json", metavar="FILE", type=Path, help="where the figures go as well")
     parser.add_argument("--inside", metavar="FILE", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
-        return _inside(args.inside, args.versions)
+        return _inside(args.inside, args.versions, _chosen(args.only))
     volume = prepared()
     with tempfile.TemporaryDirectory(prefix="mkmeta-app-", dir="/var/tmp") as work:  # which the guest does not cover
         if args.distance:
-            figures = _distance(volume, Path(work))
+            figures = _distance(volume, Path(work), _chosen(args.only))
             _report(figures, "FUSE, a millisecond away", args.json)
             return 0
         answer = Path(work) / "app.json"
         command = [sys.executable, "-m", "tests.bench.app", "--inside", str(answer), "--versions", *args.versions]
+        command += ["--only", args.only]
         code = boot(command, kernel=args.kernel, memory=MEMORY, time_limit=3600)
         if code == 0 and args.json:
             shutil.copyfile(answer, args.json)
     return code
+
+
+def _chosen(text: str) -> list[Mounting]:
+    """Those that are to be measured; `plain` is, whatever is asked for: the others are compared with it."""
+    return [one for one in MOUNTS if text in str(one) or str(one) == "plain"]
 
 
 def prepared() -> Path:
@@ -208,7 +221,7 @@ def application(root: Path) -> None:
         raise OSError("not every module could be imported")
 
 
-def _inside(answer: Path, versions: list[str]) -> int:
+def _inside(answer: Path, versions: list[str], mountings: list[Mounting]) -> int:
     """In the guest: measures over NFS."""
     leave_mount_namespace()
     server = Server()
@@ -226,7 +239,7 @@ def _inside(answer: Path, versions: list[str]) -> int:
             host = NfsHost(top / f"host{version}", client=client)
             with latency():
                 trip = round_trip(client)
-                for mount in MOUNTS:
+                for mount in mountings:
                     figures.append(_over_nfs(host, client, mount, volume))
                     print(f"{version} {figures[-1].mount}: {figures[-1].total} {figures[-1].seconds}", flush=True)
             client.unmount()
@@ -243,14 +256,14 @@ def _over_nfs(host: NfsHost, client: Client, mount: Mounting, local: Path) -> Fi
     return Figure(client.version, str(mount), {key: count for key, count in sent.items() if count}, round(seconds, 2))
 
 
-def _distance(volume: Path, work: Path) -> list[Figure]:
+def _distance(volume: Path, work: Path, mountings: list[Mounting]) -> list[Figure]:
     """Seconds over the FUSE stand-in."""
     leave_mount_namespace()
     program = compiled(work)
     host = Host(work / "host")
     figures = []
     with served(program, volume, host.volume, 1000):
-        for mount in MOUNTS:
+        for mount in mountings:
             with _mounted(host, mount, volume, _drop_caches) as root:
                 started = time.perf_counter()
                 application(root)
@@ -271,15 +284,22 @@ def _mounted(host: Host, mount: Mounting, local: Path, forget: Callable[[], None
     if not mount.profile:
         yield local if mount.kind == "local" else host.volume
         return
-    store = host.top / "store"
-    host.call("build", "-q", _manifest(mount.inline), "--store", store, "--format", mount.kind)
     options = ("--lower", host.volume, "--profile", mount.profile, "--other-root")
-    host.call("activate", store, host.point, *options)
-    forget_layer = Path("/proc/sys/vm/drop_caches")
-    forget_layer.write_text("3\n")
+    if mount.on_volume:
+        layer = local / "app.erofs"
+        host.call("build", "-q", _manifest(mount.inline), layer, "--format", mount.kind)
+        host.call("activate", host.volume / layer.name, host.point, *options)
+    else:
+        layer = host.top / "store"
+        host.call("build", "-q", _manifest(mount.inline), "--store", layer, "--format", mount.kind)
+        host.call("activate", layer, host.point, *options)
+    _drop_caches()
     yield host.point
     host.call("deactivate", host.point)
-    shutil.rmtree(store)
+    if mount.on_volume:
+        layer.unlink()
+    else:
+        shutil.rmtree(layer)
 
 
 def _report(figures: list[Figure], what: str, answer: Path | None) -> None:
