@@ -21,7 +21,7 @@ GROUPS: Final = {
     "inspect": ("show", "ls", "dump", "diff", "explain", "verify"),
     "serve": ("activate", "rollback", "refresh", "deactivate", "gc"),
     "publish": ("publish",),
-    "observe": ("status", "observe", "suggest", "predict"),
+    "observe": ("status", "observe", "suggest", "predict", "promote"),
 }
 VERBS: Final = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 

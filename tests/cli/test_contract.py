@@ -65,6 +65,10 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
     head = {"mkmeta_profile": 1, "source": "strace", "mounts": [{"point": str(volume)}]}
     profile.write_text("".join(json.dumps(line) + "\n" for line in (head, *row)))
     (tmp_path / "text").write_text("/ 0 40755 2 0 0 0 0.0 - - -\n")
+    promoting = ["--root", str(volume), "--history", str(tmp_path / "h"), "--selection", str(tmp_path / "s")]
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "a.profile").write_text(profile.read_text())
     calls = [
         ["scan", str(volume), "--select", "*", "--select", "no", "-o", str(manifest)],
         ["build", str(manifest), layer, "--userxattr"],
@@ -89,6 +93,7 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
         ["ls", str(manifest), "no"],
         ["observe", "--from", "ld-debug", "/dev/null", "-o", str(tmp_path / "sw.profile")],
         ["predict", str(manifest), str(profile), "--profile", "merge"],
+        ["promote", str(spool), *promoting, "--settled", "0"],
         ["suggest", str(profile), "--root", str(volume), "--settled", "0"],
     ]
     seen: set[tuple[str, str]] = set()
