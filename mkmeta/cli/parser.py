@@ -59,6 +59,10 @@ class _TopParser(KindParser):
         meant = did_you_mean(first, VERBS)
         self.fail(f"there is no verb '{legible(first)}'", meant or f"there are {', '.join(VERBS)}")
 
+    def in_order(self, args: Sequence[str]) -> list[str]:
+        """As they are: the verb comes first."""
+        return list(args)
+
     def error(self, message: str) -> NoReturn:
         """As any parser; what is left over when a verb has all it takes is the verb's."""
         verb, _, rest = message.partition("unrecognized arguments: ")
