@@ -47,6 +47,10 @@ class LayerConfig:
     manifest: bytes | None = None
     store: bytes | None = None
     pointer: bytes | None = None
+    reports: bytes | None = None
+    staging: tuple[bytes, ...] = ()
+    marker: bytes | None = None
+    quiet: float | None = None
     mount_point: bytes | None = None
     select: tuple[bytes, ...] = ()
     hide: tuple[bytes, ...] = ()

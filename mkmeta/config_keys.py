@@ -73,6 +73,13 @@ def _below(value: object) -> bytes:
     return raw
 
 
+def _name(value: object) -> bytes:
+    raw = _raw(value)
+    if b"/" in raw or raw in (b".", b".."):
+        raise ValueError("is not the name of a file, without directories")
+    return raw
+
+
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError("is neither true nor false")
@@ -121,6 +128,14 @@ def _inline(value: object) -> str:
     return text
 
 
+def inline_rule(text: str) -> tuple[bytes, int]:
+    """What a value of `inline` means: the pattern, empty where there is none, and the size in bytes."""
+    pattern, _, size = text.rpartition("=")
+    unit = size[-1:]
+    shift = {"K": 10, "M": 20, "G": 30}.get(unit, 0)
+    return pattern.encode("utf-8", "surrogateescape"), int(size.rstrip("KMG")) << shift
+
+
 def _digests(value: object) -> tuple[DigestName, ...]:
     if not isinstance(value, list):
         raise ValueError("is not a list, such as ['verity', 'blake3'], or [] for none")
@@ -166,6 +181,10 @@ KEYS: Final = (
         "The file on the volume by which publish tells clients what to mount",
         '"/mnt/sw/.mkmeta/sw.json"',
     ),
+    Key("reports", PATH, "The directory where hosts say which generation they have", '"/mnt/sw/.mkmeta/reports"'),
+    Key("staging", PATTERNS, "What is never a release: places to copy to first", '["**/.*", "**/*.partial"]'),
+    Key("marker", Kind("the name of a file", _name), "What a release has in it when it is complete", '".complete"'),
+    Key("quiet", SPAN, "How long nothing in a release has changed before watch takes it", '"1m"'),
     Key("mount-point", PATH, "Where users find the software: an empty directory outside of the volume", '"/sw"'),
     Key("select", PATTERNS, "What to record; without it, everything", '["grp/*/v*/lib", "tools/**/python"]'),
     Key(

@@ -14,6 +14,8 @@
     │   ├── NoGenerationError  15   it has no such generation
     │   └── TooNewError         1   it is written by a later version of its format than this mkmeta knows
     ├── LockedError            14   another process holds the lock, and did not release it in time
+    ├── ChangedError            4   (publisher) a release changed while it was published
+    ├── UnfinishedError        24   (publisher) a release is not completely on the volume
     └── MountError              1   a mount cannot be made, exchanged or removed; what was mounted still is
         ├── RefusedError       16   it could be mounted, and would show wrong data or harm a layer
         ├── GapError           17   the old mount would have to go before the new one comes
@@ -55,6 +57,7 @@ class ExitCode(IntEnum):
     BEHIND = 21
     DEGRADED = 22
     UNFIT = 23
+    UNFINISHED = 24
     INTERRUPTED = 130
 
 

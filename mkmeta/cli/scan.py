@@ -17,6 +17,7 @@ from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.pattern_file import read_pattern_file
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
+from mkmeta.config_keys import inline_rule
 from mkmeta.errors import ExitCode, NothingSelectedError, UsageError, human_bytes, legible, printable
 from mkmeta.linux.parents import make_directory
 from mkmeta.manifest.output import atomic_output, spooled_output
@@ -229,7 +230,7 @@ def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptio
     hard_links = HardLinks(args.hard_links) if args.hard_links else HardLinks.SUBTREE
     if base is not None and args.hard_links is None:
         hard_links = base.info.hard_links
-    inline = tuple(map(_inline_rule, args.inline))
+    inline = tuple(map(inline_rule, args.inline))
     inline_all = args.inline_private
     if not inline and base is not None:
         inline, inline_all = base.info.inline, inline_all or base.info.inline_all
@@ -372,17 +373,9 @@ def _inline_text(text: str) -> str:
     return text
 
 
-def _inline_rule(text: str) -> tuple[bytes, int]:
-    """The pattern, empty where there is none, and the size in bytes."""
-    pattern, _, size = text.rpartition("=")
-    match = _SIZE.fullmatch(size)
-    assert match is not None
-    return os.fsencode(pattern), int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
-
-
 def _jobs(text: str) -> int:
     most = max(WORKERS_MAX, _JOBS_PER_PROCESSOR * available_processors())
-    if not (text.isascii() and text.isdecimal()) or len(text) > len(str(most)) or not 1 <= int(text) <= most:
+    if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers, from 1 to {most} on this machine")
     return int(text)
 

@@ -6,7 +6,6 @@ The streams can be read back, also where the output is a pipe: then they are tem
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import secrets
@@ -55,8 +54,7 @@ def atomic_output(path: bytes, *, follow: bool = True) -> Iterator[BinaryIO]:
         where = b"" if error.filename is None else os.fsencode(error.filename)
         if where and not where.startswith(os.path.dirname(path)) and _MARK not in where:
             raise  # the user of the stream met it elsewhere
-        hint = "make its directory first" if error.errno == errno.ENOENT else None
-        raise MkmetaError(f"cannot be written: {reason(error)}", path=path, hint=hint) from None
+        raise MkmetaError(f"cannot be written: {reason(error)}", path=path) from None
 
 
 @contextlib.contextmanager

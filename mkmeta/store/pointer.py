@@ -9,7 +9,7 @@ import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from mkmeta.digest import ObjectId
 from mkmeta.errors import StoreError, UsageError, path_fields, reason
@@ -17,7 +17,7 @@ from mkmeta.linux.parents import make_directory
 from mkmeta.manifest.output import atomic_output
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NS
-from mkmeta.store.generation import Generation
+from mkmeta.store.generation import SHORT_ID_DIGITS, Generation
 from mkmeta.store.lock import held
 from mkmeta.store.record import RECORD_SIZE_MAX, Record, encode, utc_now
 from mkmeta.store.store import Note, Store
@@ -76,47 +76,102 @@ class Published:
     """What `publish` did."""
 
     pointer: Pointer
+    written: bool = True  # False: the pointer named it already
     stubborn: tuple[tuple[bytes, str], ...] = ()  # old manifests that cannot be removed, and why
 
 
+class _Manifest(NamedTuple):
+    """A manifest to be announced, and the number of the generation it is."""
+
+    path: bytes
+    id: ObjectId
+    number: int
+
+    @property
+    def name(self) -> bytes:
+        """As generations are named."""
+        return Generation(b"", self.number, self.id.hex()[:SHORT_ID_DIGITS]).name
+
+
 def publish(
-    store: Store, pointer_path: bytes, generation: Generation, *, rollback: bool, wait: float, note: Note
+    store: Store,
+    pointer_path: bytes,
+    generation: Generation,
+    *,
+    rollback: bool,
+    wait: float,
+    note: Note,
+    again: bool = True,
 ) -> Published:
     """Announces a generation: its manifest appears beside the pointer, then the pointer names it. Hold `publish_lock`.
 
-    `rollback` allows a number below the one announced, and has clients go back. Waits for others who publish to the
-    same pointer, from a store of their own, up to `wait` seconds. Raises StoreError, LockedError, and MkmetaError when
-    something cannot be written; the pointer that was there is then still good. The pointer's directory is made, if the
-    one above is there and not empty.
+    `rollback` allows a number below the one announced, and has clients go back. Without `again`, nothing is written if
+    the pointer names it already. Waits for others who publish to the same pointer, from a store of their own, up to
+    `wait` seconds. Raises StoreError, LockedError, and MkmetaError when something cannot be written; the pointer that
+    was there is then still good. The pointer's directory is made, if the one above is there and not empty.
     """
+    with _pointer_at(pointer_path, wait, note) as (path, before):
+        old = read_pointer(path) if before is not None else None
+        found = _Manifest(generation.manifest, generation.about().id, generation.number)
+        if old is not None:
+            _check_successor(pointer_path, old, found, rollback=rollback)
+            if not again and (old.id, old.generation) == found[1:]:
+                return Published(pointer=old, written=False)
+        # clients that missed the first word of it must still go back, until what they have is no longer the newest
+        back = rollback or bool(old and old.rollback and generation.number < store.last_number())
+        return _announce(pointer_path, path, before, old, found, rollback=back)
+
+
+def publish_manifest(manifest: bytes, pointer_path: bytes, *, wait: float, note: Note, again: bool = True) -> Published:
+    """Announces a manifest that is in no store here, for clients to build: as the generation after the one announced.
+
+    Raises as `publish`, and FormatError for what is no manifest.
+    """
+    with ManifestReader.open(manifest) as reader:
+        manifest_id = reader.id
+    with _pointer_at(pointer_path, wait, note) as (path, before):
+        old = read_pointer(path) if before is not None else None
+        if old is None or old.id != manifest_id:
+            number = old.generation + 1 if old else 1
+            return _announce(pointer_path, path, before, old, _Manifest(manifest, manifest_id, number), rollback=False)
+        if not again:
+            return Published(pointer=old, written=False)
+        found = _Manifest(manifest, manifest_id, old.generation)
+        return _announce(pointer_path, path, before, old, found, rollback=old.rollback)
+
+
+@contextlib.contextmanager
+def _pointer_at(pointer_path: bytes, wait: float, note: Note) -> Iterator[tuple[bytes, bytes | None]]:
+    """The real path of a pointer, whose directory exists, and what it is now; others keep off."""
     directory, name = os.path.split(os.path.abspath(pointer_path))
     directory = os.path.realpath(directory)
     path = os.path.join(directory, name)
     _check_name(pointer_path, path, name)
     _make_directory_of(pointer_path, directory)
     with _lock_of(directory, name, wait, note):
-        before = _bytes_of(path)
-        old = read_pointer(path) if before is not None else None
-        about = generation.about()
-        if old is not None:
-            _check_successor(pointer_path, old, generation, about.id, rollback=rollback)
-        manifest = b"%b-%b.mkm" % (name, generation.name)
-        pointer = Pointer(
-            serial=old.serial + 1 if old else 1,
-            generation=generation.number,
-            id=about.id,
-            published=utc_now(),
-            manifest=manifest,
-            # clients that missed the first word of it must still go back, until what they have is no longer the newest
-            rollback=rollback or bool(old and old.rollback and generation.number < store.last_number()),
-        )
-        _copy_manifest(generation, about.id, os.path.join(directory, manifest))
-        with atomic_output(path, follow=False) as stream:
-            stream.write(_encode(pointer))
-            if _bytes_of(path) != before:  # only where the filesystem has no locks
-                raise StoreError("somebody else published meanwhile", path=pointer_path, hint="see what, and try again")
-        keep = {manifest, old.manifest if old else manifest}
-        return Published(pointer=pointer, stubborn=tuple(_prune(directory, name, keep)))
+        yield path, _bytes_of(path)
+
+
+def _announce(
+    given: bytes, path: bytes, before: bytes | None, old: Pointer | None, found: _Manifest, *, rollback: bool
+) -> Published:
+    directory, name = os.path.split(path)
+    manifest = b"%b-%b.mkm" % (name, found.name)
+    pointer = Pointer(
+        serial=old.serial + 1 if old else 1,
+        generation=found.number,
+        id=found.id,
+        published=utc_now(),
+        manifest=manifest,
+        rollback=rollback,
+    )
+    _copy_manifest(found, os.path.join(directory, manifest))
+    with atomic_output(path, follow=False) as stream:
+        stream.write(_encode(pointer))
+        if _bytes_of(path) != before:  # only where the filesystem has no locks
+            raise StoreError("somebody else published meanwhile", path=given, hint="see what, and try again")
+    keep = {manifest, old.manifest if old else manifest}
+    return Published(pointer=pointer, stubborn=tuple(_prune(directory, name, keep)))
 
 
 @contextlib.contextmanager
@@ -175,11 +230,9 @@ def _make_directory_of(given: bytes, directory: bytes) -> None:
         raise StoreError(what, path=given, hint="make it first") from None
 
 
-def _check_successor(
-    path: bytes, old: Pointer, generation: Generation, manifest_id: ObjectId, *, rollback: bool
-) -> None:
-    number = generation.number
-    if number == old.generation and manifest_id != old.id:
+def _check_successor(path: bytes, old: Pointer, found: _Manifest, *, rollback: bool) -> None:
+    number = found.number
+    if number == old.generation and found.id != old.id:
         raise StoreError(
             f"names another manifest as generation {number}, {old.id.hex()[:12]}",
             path=path,
@@ -193,12 +246,12 @@ def _check_successor(
         )
 
 
-def _copy_manifest(generation: Generation, manifest_id: ObjectId, path: bytes) -> None:
-    """Puts the generation's manifest at `path`, unless it is there: clients may be reading it."""
-    with ManifestReader.open(generation.manifest) as reader:
-        if reader.id != manifest_id:
-            raise StoreError("is not the manifest of this generation", path=generation.manifest)
-        if _is_copy(generation.manifest, path):
+def _copy_manifest(found: _Manifest, path: bytes) -> None:
+    """Puts a manifest at `path`, unless it is there: clients may be reading it."""
+    with ManifestReader.open(found.path) as reader:
+        if reader.id != found.id:
+            raise StoreError("is not the manifest of this generation", path=found.path)
+        if _is_copy(found.path, path):
             with contextlib.suppress(OSError):  # of somebody else: then it is he who looks after it
                 os.utime(path, follow_symlinks=False)  # as new: nobody takes it for an old one now
             return

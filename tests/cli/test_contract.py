@@ -40,14 +40,14 @@ def documented() -> dict[tuple[str, str], set[str]]:
     return {
         (kind.strip("`"), verb): set(re.findall(r"`(\w+)`", keys)) | ({"verb"} if kind in WITH_VERB else set())
         for kind, verbs, keys in tables()[1]
-        for verb in (VERBS if verbs == "all" else re.sub(r" \(.*\)", "", verbs).split(", "))
+        for verb in (VERBS if verbs == "all" else verbs.split(", "))
     }
 
 
 @pytest.mark.needs("user xattrs")
 def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     volume, manifest = tmp_path / "volume", tmp_path / "sw.mkm"
-    for name in ("good/file", "good/\udcff", "bad/file"):
+    for name in ("good/file", "good/\udcff", "bad/file", "hid/file"):
         (volume / name).parent.mkdir(parents=True, exist_ok=True)
         (volume / name).write_text("x")
     (volume / "good/link").symlink_to("file")
@@ -65,23 +65,25 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
     head = {"mkmeta_profile": 1, "source": "strace", "mounts": [{"point": str(volume)}]}
     profile.write_text("".join(json.dumps(line) + "\n" for line in (head, *row)))
     (tmp_path / "text").write_text("/ 0 40755 2 0 0 0 0.0 - - -\n")
-    promoting = ["--root", str(volume), "--history", str(tmp_path / "h"), "--selection", str(tmp_path / "s")]
-    spool = tmp_path / "spool"
-    spool.mkdir()
-    (spool / "a.profile").write_text(profile.read_text())
+    config = tmp_path / "released.toml"
+    config.write_text(
+        f'volume = "{volume}"\nmanifest = "{tmp_path}/released.mkm"\n'
+        f'pointer = "{tmp_path}/released.json"\nhide = ["hid"]\n'
+    )
     calls = [
         ["scan", str(volume), "--select", "*", "--select", "no", "-o", str(manifest)],
         ["build", str(manifest), layer, "--userxattr"],
         ["build", str(manifest), layer, "--userxattr", "--swap"],
         ["build", str(manifest), "--store", str(tmp_path / "store"), "--userxattr"],
         ["publish", str(tmp_path / "store"), "--pointer", str(tmp_path / "sw.json")],
+        ["release", "--config", str(config)],
+        ["release", "--config", str(config), "hid", "good", "--on-error", "leave-out"],
         ["doctor", "--userxattr"],
         ["init", str(volume), "-o", str(tmp_path / "sw.toml")],
         ["units", "--config", str(tmp_path / "sw.toml")],
         ["units", "--config", str(tmp_path / "sw.toml"), "--install", str(tmp_path / "units")],
         ["show", str(manifest)],
         ["ls", str(manifest), "-R"],
-        ["ls", str(tmp_path / "store")],
         ["dump", str(manifest)],
         ["import", str(tmp_path / "text"), "-o", str(tmp_path / "imported.mkm")],
         ["verify", layer, "--manifest", str(manifest), "--userxattr", "--lower", str(volume), "--data"],
@@ -94,7 +96,6 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
         ["ls", str(manifest), "no"],
         ["observe", "--from", "ld-debug", "/dev/null", "-o", str(tmp_path / "sw.profile")],
         ["predict", str(manifest), str(profile), "--profile", "merge"],
-        ["promote", str(spool), *promoting, "--settled", "0"],
         ["suggest", str(profile), "--root", str(volume), "--settled", "0"],
     ]
     seen: set[tuple[str, str]] = set()

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from mkmeta.digest import ObjectId
 from mkmeta.errors import LockedError, MkmetaError, StoreError, UsageError
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.store import pointer as pointer_module
 from mkmeta.store.lock import held
 from mkmeta.store.pointer import Pointer, Published, publish, read_pointer
-from mkmeta.store.store import Generation, Store
+from mkmeta.store.store import Store
 from tests.store.processes import fork, run_killed, wait
 from tests.store.stores import LARGE, ONE, THREE, TWO, id_of, ignore, new_store, put
 
@@ -494,9 +493,9 @@ def test_a_pointer_that_changes_while_one_publishes(store: Store, path: Path, mo
 
     real = pointer_module._copy_manifest
 
-    def copy(generation: Generation, manifest_id: ObjectId, where: bytes) -> None:
-        real(generation, manifest_id, where)
-        if generation.number == 2:
+    def copy(found: pointer_module._Manifest, where: bytes) -> None:
+        real(found, where)
+        if found.number == 2:
             publish_to(store, path, 3)
 
     monkeypatch.setattr(pointer_module, "held", no_locks)

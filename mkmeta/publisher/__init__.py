@@ -1,0 +1,1 @@
+"""Publishing: what was released on the volume becomes what hosts mount (docs/release.md)."""

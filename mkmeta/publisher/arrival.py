@@ -1,0 +1,183 @@
+"""Whether a release has arrived: all of it is on the volume, and nobody is copying into it any more.
+
+Change times are the server's, and nobody can set them back, whatever copies with the old mtimes. So they are compared
+with the server's clock, which a new file beside the pointer shows; where that is on another filesystem, with ours, and
+then clocks may be five minutes apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from mkmeta.errors import ExitCode, MkmetaError, UsageError, printable, reason
+from mkmeta.linux.syscalls import open_beneath
+from mkmeta.model import NS, PATH_LIMIT
+from mkmeta.pattern import Patterns
+
+CLOCKS_APART: Final = 300.0  # seconds; as for scan --base
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class UnfinishedError(MkmetaError):
+    """A release is not completely on the volume yet."""
+
+    exit_code = ExitCode.UNFINISHED
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How one knows that a release is complete."""
+
+    staging: Patterns = field(default_factory=lambda: Patterns(()))  # what is never one: places to copy to first
+    marker: bytes | None = None  # name of a file that appears in a release when it is complete
+    quiet: float = 0.0  # seconds for which nothing in it has changed
+
+
+class Coverage(StrEnum):
+    """What a selection makes of a path."""
+
+    WHOLE = "recorded"
+    PARTS = "parts of it may be recorded"
+    THROUGH = "falls through"
+    HIDDEN = "hidden"
+
+
+def coverage(path: bytes, select: Patterns, hide: Patterns, *, is_directory: bool = True) -> Coverage:
+    """What becomes of a path on the volume."""
+    if hide.first_match(path, is_directory=is_directory) is not None:
+        return Coverage.HIDDEN
+    if select.first_match(path, is_directory=is_directory) is not None:
+        return Coverage.WHOLE
+    state = select.start()
+    for name in path.split(b"/"):
+        state, _ = select.advance(state, name)
+    return Coverage.PARTS if state and is_directory else Coverage.THROUGH
+
+
+def relative(given: bytes, root: bytes) -> bytes:
+    """A path as named by a user, on the volume: relative to its root, or absolute below it. Raises UsageError."""
+    path = given
+    if given.startswith(b"/"):
+        for top in (root, os.path.realpath(root)):
+            if given.startswith(top.rstrip(b"/") + b"/"):
+                path = given[len(top.rstrip(b"/")) :]
+                break
+        else:
+            hint = "name it below the volume, or relative to it"
+            raise UsageError(f"is not on the volume {printable(root)}", path=given, hint=hint)
+    names = [name for name in path.split(b"/") if name not in (b"", b".")]
+    if not names or b".." in names or b"\0" in path or len(path) > PATH_LIMIT:
+        raise UsageError("is not the path of a release on the volume", path=given)
+    return b"/".join(names)
+
+
+def topmost(paths: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Paths without those that are below others of them, sorted."""
+    found: list[bytes] = []
+    for path in sorted(set(paths), key=lambda path: path.split(b"/")):
+        if not found or not path.startswith(found[-1] + b"/"):
+            found.append(path)
+    return tuple(found)
+
+
+def literal(path: bytes) -> bytes:
+    """The pattern that matches a path and nothing else."""
+    return b"".join(b"\\" + byte if byte in (b"*", b"?", b"[", b"\\") else byte for byte in _bytes_of(path))
+
+
+def _bytes_of(raw: bytes) -> list[bytes]:
+    return [raw[at : at + 1] for at in range(len(raw))]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time by which what is on the volume changes."""
+
+    now_ns: int  # since the epoch, when it was asked
+    margin: float  # seconds by which it may be wrong
+
+
+def clock_of(volume_fd: int, directory: bytes) -> Clock:
+    """The server's clock, by a file made for a moment in a directory of the volume; ours where that is elsewhere."""
+    with contextlib.suppress(OSError):
+        if os.stat(directory).st_dev == os.fstat(volume_fd).st_dev:
+            name = os.path.join(directory, b".mkmeta-clock-" + secrets.token_hex(4).encode())
+            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                return Clock(os.fstat(fd).st_ctime_ns, 0.0)
+            finally:
+                os.close(fd)
+                os.unlink(name)
+    return Clock(time.time_ns(), CLOCKS_APART)
+
+
+def why_unfinished(volume_fd: int, path: bytes, rules: Rules, clock: Clock) -> str | None:
+    """Why a path that is on the volume is no complete release; None: it is one, or cannot be looked at.
+
+    What cannot be looked at is for the scan to say. Follows no link, crosses no mount point.
+    """
+    try:
+        status = _look(volume_fd, path)
+        match = rules.staging.first_match(path, is_directory=stat.S_ISDIR(status.st_mode))
+        if match is not None:
+            pattern = printable(match.sources[0])
+            return f"is a place to copy to: '{printable(match.path)}' matches '{pattern}' of 'staging'"
+        if rules.marker is not None and stat.S_ISDIR(status.st_mode):
+            try:
+                _look(volume_fd, os.path.join(path, rules.marker))
+            except FileNotFoundError:
+                return f"has no '{printable(rules.marker)}', which 'marker' says a complete release has"
+        if rules.quiet <= 0:
+            return None
+        return _why_not_quiet(volume_fd, path, status, rules.quiet + clock.margin, clock.now_ns)
+    except FileNotFoundError:
+        return "went away while it was looked at"
+    except OSError:
+        return None
+
+
+def _look(volume_fd: int, path: bytes) -> os.stat_result:
+    fd = open_beneath(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=volume_fd)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _why_not_quiet(volume_fd: int, path: bytes, status: os.stat_result, quiet: float, now_ns: int) -> str | None:
+    """Looks at all of it, until something has changed too lately. Raises OSError."""
+    before_ns = now_ns - int(quiet * NS)
+    waiting = [path]
+    if status.st_ctime_ns > before_ns:
+        return _changed(path, status, now_ns)
+    while waiting and stat.S_ISDIR(status.st_mode):
+        directory = waiting.pop()
+        fd = open_beneath(directory, _DIRECTORY, dir_fd=volume_fd)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    seen = entry.stat(follow_symlinks=False)
+                    below = os.path.join(directory, os.fsencode(entry.name))
+                    if seen.st_ctime_ns > before_ns:
+                        return _changed(below, seen, now_ns)
+                    if stat.S_ISDIR(seen.st_mode):
+                        waiting.append(below)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                return f"changes: something went away ({reason(error)})"
+            raise
+        finally:
+            os.close(fd)
+    return None
+
+
+def _changed(path: bytes, status: os.stat_result, now_ns: int) -> str:
+    return f"was changed {max(0, now_ns - status.st_ctime_ns) / NS:.0f} s ago: {printable(path)}"

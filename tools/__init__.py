@@ -1,1 +1,0 @@
-"""What makes manuals, completions and packages; no part of the program."""
