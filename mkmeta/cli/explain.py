@@ -59,7 +59,9 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         epilog=_EPILOG,
     )
     parser.add_argument("where", metavar="WHERE", help="mount point, store, generation, or manifest")
-    parser.add_argument("path", metavar="PATH", type=os.fsencode, help="relative to the root, or below WHERE")
+    parser.add_argument(
+        "path", metavar="PATH", type=os.fsencode, help="relative to the root, or below WHERE or the volume"
+    )
     parser.set_defaults(run=run)
 
 
@@ -67,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     """Explains."""
     where = os.path.realpath(os.fsencode(args.where))
     live = next(reversed(live_at(where, mounts())), None)
-    path = _path(args.path, where)
     reader, plan = _open(args.where, where, live)
     with reader:
+        path = _path(args.path, where, live.lower if live else b"", reader.info.root)
         explanation = explain(reader, path, plan)
         kernel = seen(live, explanation) if live else None
         if args.json:
@@ -101,10 +103,12 @@ def _open(argument: str, where: bytes, live: LiveMount | None) -> tuple[Manifest
     return found.open_manifest(), found.plan()
 
 
-def _path(argument: bytes, where: bytes) -> bytes:
-    """A PATH relative to the root. Raises UsageError."""
-    if argument == where or argument.startswith(where.rstrip(b"/") + b"/"):
-        argument = argument[len(where) :]
+def _path(argument: bytes, *tops: bytes) -> bytes:
+    """A PATH relative to the root, also when it is given as seen in a mount or on the volume. Raises UsageError."""
+    for top in (top.rstrip(b"/") for top in tops if top.strip(b"/")):
+        if argument == top or argument.startswith(top + b"/"):
+            argument = argument[len(top) :]
+            break
     names = [name for name in argument.split(b"/") if name not in (b"", b".")]
     if b".." in names:
         raise UsageError("a PATH cannot contain '..'", path=argument, hint="name it from the root down")

@@ -15,6 +15,7 @@ from mkmeta.host.collection import collect
 from mkmeta.host.deactivation import sweep_all
 
 _UNSEEN_SHOWN = 5
+_KEEP_MAX = 1_000_000
 
 _DESCRIPTION = """\
 Removes old generations from a store. Kept are the current one, the newest, young ones, and whatever a mount in any
@@ -102,8 +103,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:  # the newest stays: its number must not come again
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of generations, at least 1")
+    if (
+        not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= _KEEP_MAX
+    ):  # the newest stays: its number must not come again
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of generations, from 1 to {_KEEP_MAX:,}")
     return int(text)
 
 

@@ -22,7 +22,40 @@ class KindParser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse has it; an option that there is not is named before anything that is missing."""
         self.check_options(args or [])
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(self.in_order(args or []), namespace)
+
+    def in_order(self, args: Sequence[str]) -> list[str]:
+        """The options first, each with its value, then the rest.
+
+        Of `build M --userxattr DEST` argparse would take M for all there is to take, and know nothing of DEST.
+        """
+        options: list[str] = []
+        rest: list[str] = []
+        waiting = iter(args)
+        for arg in waiting:
+            if arg == "--":
+                return [*options, *rest, arg, *waiting]
+            if len(arg) < 2 or arg[0] != "-" or " " in arg or _NEGATIVE_NUMBER.fullmatch(arg):
+                rest.append(arg)
+                continue
+            options.append(arg)
+            if self._wants_another(arg):
+                value = next(waiting, None)
+                if value is None:
+                    return list(args)  # which is an error
+                options.append(value)
+        return options + rest
+
+    def _wants_another(self, arg: str) -> bool:
+        """Whether the argument after an option is its value."""
+        if arg.startswith("--"):
+            action = self._option_string_actions.get(arg)
+            return action is not None and action.nargs != 0
+        for number, letter in enumerate(arg[1:], 2):
+            action = self._option_string_actions.get("-" + letter)
+            if action is None or action.nargs != 0:
+                return action is not None and number == len(arg)
+        return False
 
     def check_options(self, args: Iterable[str]) -> None:
         """Ends the program with an error where an option is given that the parser does not have."""
@@ -74,5 +107,6 @@ class KindParser(argparse.ArgumentParser):
 
 def did_you_mean(word: str, known: Collection[str]) -> str | None:
     """A question, where one of the known words is nearly the given one."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    begun = [one for one in known if one.startswith(word)] if word.strip("-") else []
+    near = begun if len(begun) == 1 else difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else None

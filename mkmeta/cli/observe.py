@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -11,14 +12,17 @@ from dataclasses import replace
 from typing import Any, Final
 
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.host_arguments import seconds
 from mkmeta.cli.output import emit, note
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.demand.importing import import_files
+from mkmeta.demand.live import observe
 from mkmeta.demand.profile import Header, ProfileMount, Source, write_profile
 from mkmeta.demand.tally import Tally, normal
 from mkmeta.demand.tracing import trace
 from mkmeta.errors import ExitCode, UsageError
 from mkmeta.manifest.output import atomic_output, spooled_output
+from mkmeta.manifest.reader import ManifestReader
 
 _LOST: Final = {
     "directories": "calls in more directories than a profile names",
@@ -42,11 +46,15 @@ writes is what suggest, predict and promote read.
       bpftrace   examples/observe.bt, of all programs of a host, as root
       env        an environment (env, env -0, /proc/PID/environ): what its search paths would ask in vain
   observe MOUNT... -- COMMAND    runs a program under strace; no rights are needed
+  observe MOUNT... --seconds N   all programs of this host, as far as the server of an NFS mount hears of it: totals for
+      any user, as root also by directory, where the kernel has histograms (CONFIG_HIST_TRIGGERS). A --base says where
+      directories are; without, the mount is listed for that
 """
 
 _EPILOG = """\
 examples:
   mkmeta observe /sw -o sw.profile -- /sw/grp/paint/v1/bin/paint --version
+  mkmeta observe /mnt/sw --seconds 600 --base sw.mkm -o sw.profile
   mkmeta observe --from strace trace.txt --root /sw -o sw.profile
   LD_DEBUG=libs LD_DEBUG_OUTPUT=ld paint; mkmeta observe --from ld-debug ld.* --root /sw -o sw.profile
   env -0 | mkmeta observe --from env - --program paint --root /sw -o sw.profile
@@ -55,6 +63,7 @@ exit codes:
   0    done; what was lost is said, and is in the profile
   1    something cannot be read or run; no profile was written
   2    wrong arguments
+  14   another observe is at it on this host
   130  interrupted
 """
 
@@ -68,11 +77,14 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.usage = "mkmeta observe (MOUNT... | --from KIND FILE... --root DIR) -o PROFILE [options] [-- COMMAND ...]"
+    parser.usage = "mkmeta observe (MOUNT... --seconds N | --from KIND FILE...) -o PROFILE [...] [-- COMMAND ...]"
     parser.add_argument("what", metavar="MOUNT|FILE", nargs="*", type=filled, help="mount points, or files; - is stdin")
     parser.add_argument(
         "-o", "--output", metavar="PROFILE", type=filled, required=True, help="where it goes; - is stdout"
     )
+    group = parser.add_argument_group("observing this host")
+    group.add_argument("--seconds", metavar="SPAN", type=seconds, help="for so long: 90, 15m, 1h")
+    group.add_argument("--base", metavar="MANIFEST", type=filled, help="a manifest of the volume, for paths")
     group = parser.add_argument_group("importing")
     group.add_argument(
         "--from", dest="source", choices=["strace", "ld-debug", "bpftrace", "env"], help="what FILEs are"
@@ -112,16 +124,15 @@ def run(args: argparse.Namespace) -> int:
     if args.source is not None:
         tally = _imported(args)
         header = Header(source=Source(args.source), mounts=_mounts(tally.points))
+    elif args.seconds is not None:
+        tally = _tally_of_mounts(args)
+        with contextlib.ExitStack() as stack:
+            base = stack.enter_context(ManifestReader.open(args.base)) if args.base is not None else None
+            source, mounts = observe(tally, args.seconds, base=base, note=note)
+        header = Header(source=source, mounts=mounts, **_here(started))
     else:
         tally, code = _traced(args)
-        header = Header(
-            source=Source.STRACE,
-            mounts=_mounts(tally.points),
-            host=os.uname().nodename,
-            kernel=os.uname().release,
-            started_ns=started,
-            ended_ns=time.time_ns(),
-        )
+        header = Header(source=Source.STRACE, mounts=_mounts(tally.points), **_here(started))
     _write(args, header, tally)
     if code:
         note(f"mkmeta: the command ended with {code}")
@@ -129,8 +140,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _imported(args: argparse.Namespace) -> Tally:
-    if args.command:
-        raise UsageError("--from and a COMMAND exclude each other")
+    if args.command or args.seconds is not None:
+        raise UsageError("--from excludes --seconds and a COMMAND")
     if not args.what:
         raise UsageError("--from needs files", hint="name them, or - for standard input")
     if args.cwd is not None and args.cwd[:1] != b"/":
@@ -141,15 +152,26 @@ def _imported(args: argparse.Namespace) -> Tally:
     return tally
 
 
-def _traced(args: argparse.Namespace) -> tuple[Tally, int]:
+def _here(started: int) -> dict[str, Any]:
+    host = os.uname()
+    return {"host": host.nodename, "kernel": host.release, "started_ns": started, "ended_ns": time.time_ns()}
+
+
+def _tally_of_mounts(args: argparse.Namespace) -> Tally:
     for option, value in (("--root", args.root), ("--cwd", args.cwd), ("--program", args.program)):
         if value:
             raise UsageError(f"{option} goes with --from")
     if not args.what:
         raise UsageError("name a mount point", hint="mkmeta observe /sw -o sw.profile -- COMMAND")
+    if args.command and args.seconds is not None:
+        raise UsageError("--seconds and a COMMAND exclude each other")
+    return Tally(_points([os.path.realpath(point) for point in args.what]))
+
+
+def _traced(args: argparse.Namespace) -> tuple[Tally, int]:
+    tally = _tally_of_mounts(args)
     if not args.command:
-        raise UsageError("there is no COMMAND", hint="mkmeta observe /sw -o sw.profile -- COMMAND")
-    tally = Tally(_points([os.path.realpath(point) for point in args.what]))
+        raise UsageError("give --seconds, or a COMMAND", hint="mkmeta observe /sw -o sw.profile -- COMMAND")
     return tally, trace(tally, args.command)
 
 

@@ -21,7 +21,7 @@ GROUPS: Final = {
     "inspect": ("show", "ls", "dump", "diff", "explain", "verify"),
     "serve": ("activate", "rollback", "refresh", "deactivate", "gc"),
     "publish": ("release", "publish"),
-    "observe": ("status", "observe", "suggest", "predict"),
+    "observe": ("status", "observe", "suggest", "predict", "promote"),
 }
 VERBS: Final = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 
@@ -58,6 +58,10 @@ class _TopParser(KindParser):
             self.fail(f"{legible(first)} is not for mkmeta itself", "options follow the verb: mkmeta scan --json ...")
         meant = did_you_mean(first, VERBS)
         self.fail(f"there is no verb '{legible(first)}'", meant or f"there are {', '.join(VERBS)}")
+
+    def in_order(self, args: Sequence[str]) -> list[str]:
+        """As they are: the verb comes first."""
+        return list(args)
 
     def error(self, message: str) -> NoReturn:
         """As any parser; what is left over when a verb has all it takes is the verb's."""

@@ -375,7 +375,7 @@ def _inline_text(text: str) -> str:
 
 def _jobs(text: str) -> int:
     most = max(WORKERS_MAX, _JOBS_PER_PROCESSOR * available_processors())
-    if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
+    if not (text.isascii() and text.isdecimal()) or len(text) > len(str(most)) or not 1 <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of workers, from 1 to {most} on this machine")
     return int(text)
 

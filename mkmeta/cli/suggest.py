@@ -29,8 +29,8 @@ _MATCHES_SHOWN = 3
 _DESCRIPTION = """\
 Prints what to select so that most of the misses in the profiles are answered by a layer, for as few inodes as can be:
 selection lines for scan --select-from, best first, each with the misses it saves (all of them, and the share with
-those before it) and the inodes it costs. Where several differ in one name, and a pattern matches those and nothing
-else that is there now, the pattern stands for them.
+those before it) and the inodes it costs. A pattern stands for directories that differ in a name where it matches, of
+what is there now, nothing but those, or fewer others that were asked in vain as well.
 
 Never selected as a whole: a directory that releases appear in (it has a subdirectory called like a version), one
 outside of releases that changed within --settled, a release that changed within an hour, one that programs write
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             shape = VolumeShape(root, base, now_ns=now_ns, settled_ns=int(args.settled * NS))
         hot, out = settle(demand, shape)
         cover = choose(hot, shape, cover=args.cover, max_cost=args.max_entries)
-        selected, unwritable = lines(cover.chosen, shape)
+        selected, unwritable, cover = lines(cover, shape, max_cost=args.max_entries)
         opens, inlined = inlining(demand, shape, (one.path for one in cover.chosen))
     if args.html is not None:
         with atomic_output(args.html) as stream:

@@ -182,7 +182,12 @@ def _plan(args: argparse.Namespace, found: FoundLayer, tree: bytes) -> Plan:
                              "--no-verity out")  # fmt: skip
         return found.plan()
     if args.manifest is None:
-        raise UsageError(f"{printable(args.layer)} is no generation of a store: name its manifest with --manifest")
+        if not os.path.lexists(args.layer):
+            raise UsageError("there is no such layer", path=args.layer, hint="name a store, or a layer that was built")
+        hint = "name its manifest with --manifest, or a store"
+        raise UsageError(
+            "is no generation of a store, which would have its manifest beside it", path=args.layer, hint=hint
+        )
     prefix = (args.redirect_prefix or b"").strip(b"/")
     return Plan(prefix=prefix, userxattr=args.userxattr or _has_user_id(tree), verity=not args.no_verity)
 

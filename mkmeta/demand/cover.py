@@ -9,8 +9,8 @@ many; beyond, by greedy cover: always what gains most for each inode it costs, a
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from mkmeta.demand.reading import FIRST_MISSES, WRITES, Demand
@@ -54,6 +54,22 @@ class Cover:
     left: list[Left]  # most misses first
     misses: int  # on the volume
     exact: bool
+    others: list[Choice]  # what may be selected too, was asked in vain as well, and is not needed
+
+    def with_others(self, added: Iterable[Choice]) -> Cover:
+        """The same with some of the others."""
+        more = {one.path: one for one in added}
+        chosen = sorted([*self.chosen, *more.values()], key=_best_first)
+        left = [one for one in self.left if not _is_within(one.path, more)]
+        return replace(self, chosen=chosen, left=left, others=[one for one in self.others if one.path not in more])
+
+    def with_selection(self, selected: Iterable[Choice]) -> Cover:
+        """The same with a selection of others: of these, what may be taken beside it."""
+        chosen = sorted(selected, key=_best_first)
+        tops = {one.path for one in chosen}
+        around = _with_above(tops)
+        others = [one for one in self.others if one.path not in around and not _is_within(one.path, tops)]
+        return replace(self, chosen=chosen, others=others)
 
     @property
     def gain(self) -> int:
@@ -126,15 +142,35 @@ def choose(
     roots = _forest(hot.misses, costs, bonus or {})
     total = sum(hot.misses.values())
     reachable = sum(root.gain for root in roots)
-    wanted = min(cover * total, reachable)
+    loyal = sum(root.gain for root in roots) - sum(root.gain for root in _forest(hot.misses, costs, {}))
+    wanted = min(cover * total + max(loyal, 0), reachable)
     picked = _exact(roots, wanted, max_cost)
     exact = picked is not None
     if picked is None:
         picked = _greedy(roots, wanted, max_cost)
     gains = _gains(hot.misses, {one.path for one in picked})
     chosen = [Choice(one.path, gains[one.path], one.cost) for one in picked]
-    chosen.sort(key=lambda one: (-one.gain / one.cost, one.path))
-    return Cover(chosen, _left(hot.misses, chosen, refused, max_cost), total, exact)
+    chosen.sort(key=_best_first)
+    tops = {one.path for one in chosen}
+    around = _with_above(tops)
+    others = [path for path in costs if path in hot.misses and path not in around and not _is_within(path, tops)]
+    more = _gains(hot.misses, set(others))
+    rest = [
+        Choice(path, more[path], costs[path])
+        for path in sorted(others)
+        if not _is_within(path.rpartition(b"/")[0], more)
+    ]
+    return Cover(chosen, _left(hot.misses, chosen, refused, max_cost), total, exact, rest)
+
+
+def _best_first(choice: Choice) -> tuple[float, bytes]:
+    return -choice.gain / choice.cost, choice.path
+
+
+def _is_within(path: bytes, tops: Container[bytes]) -> bool:
+    while path and path not in tops:
+        path = path.rpartition(b"/")[0]
+    return bool(path)
 
 
 def _with_above(paths: Iterable[bytes]) -> set[bytes]:

@@ -1,15 +1,17 @@
 """Chosen directories as selection lines: a pattern in place of many, where what it matches now is what was chosen.
 
-Patterns also select what comes later: that is their use (tomorrow's release), and no reason to select more today.
+Patterns also select what comes later: that is their use (tomorrow's release). Of what is there today, a pattern may
+take what was not needed for the share of misses that was asked for, if it was asked in vain as well and may be
+selected; not more of that than of what was chosen, and nothing else.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Final, NamedTuple
 
-from mkmeta.demand.cover import Choice
+from mkmeta.demand.cover import Choice, Cover
 from mkmeta.demand.shape import NoShape, Shape, is_version
 from mkmeta.model import tree_order
 from mkmeta.pattern import Patterns
@@ -28,27 +30,35 @@ class Line(NamedTuple):
     cost: int
 
 
-def lines(chosen: Sequence[Choice], shape: Shape) -> tuple[list[Line], list[Choice]]:
-    """Selection lines, best first, and what cannot be written as one."""
-    unwritable = [one for one in chosen if not _is_writable(one.path)]
-    by_path = {one.path: one for one in chosen if _is_writable(one.path)}
+def lines(cover: Cover, shape: Shape, *, max_cost: int | None = None) -> tuple[list[Line], list[Choice], Cover]:
+    """Selection lines, best first; what cannot be written as one; and what is covered with what patterns take more."""
+    unwritable = [one for one in cover.chosen if not _is_writable(one.path)]
+    by_path = {one.path: one for one in cover.chosen if _is_writable(one.path)}
     groups = {tuple(map(_quoted, path.split(b"/"))): [path] for path in sorted(by_path, key=tree_order)}
     if not isinstance(shape, NoShape):
-        groups = _collapsed(groups, set(by_path), shape)
+        others = {one.path: one for one in cover.others}
+        taken = _collapse(groups, by_path, others, shape, None if max_cost is None else max_cost - cover.cost)
+        cover = cover.with_others(taken)
     found = []
     for names, paths in groups.items():
         members = [by_path[path] for path in sorted(paths, key=tree_order)]
         found.append(
             Line(b"/".join(names), members, sum(one.gain for one in members), sum(one.cost for one in members))
         )
-    return sorted(found, key=lambda line: (-line.gain / line.cost, line.pattern)), unwritable
+    return sorted(found, key=lambda line: (-line.gain / line.cost, line.pattern)), unwritable, cover
 
 
 _Groups = dict[tuple[bytes, ...], list[bytes]]
 
 
-def _collapsed(groups: _Groups, chosen: set[bytes], shape: Shape) -> _Groups:
-    """Merges what differs in one name, again and again, from the last name to the first."""
+def _collapse(
+    groups: _Groups, chosen: dict[bytes, Choice], others: dict[bytes, Choice], shape: Shape, room: int | None
+) -> list[Choice]:
+    """Merges what differs in one name, again and again, from the last name to the first; returns what that takes more.
+
+    What is taken is moved from `others` to `chosen`. `room`: the inodes it may cost.
+    """
+    taken: list[Choice] = []
     tried = 0
     changed = True
     while changed and tried < _CANDIDATES_MAX:
@@ -61,18 +71,34 @@ def _collapsed(groups: _Groups, chosen: set[bytes], shape: Shape) -> _Groups:
             for rest, members in alike.items():
                 if len(members) < 2 and not is_version(members[0][place]):  # of a version there will be a next one
                     continue
-                wildcard = _wildcard([names[place] for names in members])
-                pattern = (*rest[:place], wildcard, *rest[place + 1 :])
+                pattern = (*rest[:place], _wildcard([names[place] for names in members]), *rest[place + 1 :])
                 tried += 1
-                matches = _matches(pattern, shape, chosen)
+                matches = _matches(pattern, shape, chosen.keys() | others.keys())
                 if matches is None:
                     continue
+                more = [others[path] for path in sorted(matches) if path in others]
+                cost = sum(one.cost for one in more)
+                if 2 * len(more) > len(matches) or (room is not None and cost > room):
+                    continue
+                room = None if room is None else room - cost
+                for one in more:
+                    chosen[one.path] = others.pop(one.path)
+                taken += more
                 paths = {path for names in members for path in groups[names]} | matches
                 for names in [names for names in groups if set(groups[names]) <= paths]:
                     del groups[names]
                 groups[pattern] = sorted(paths)
                 changed = True
-    return groups
+    return taken
+
+
+def selected_by(text: bytes, shape: Shape) -> set[bytes]:
+    """The directories that selection lines select now. Raises UsageError for what is no pattern."""
+    found: set[bytes] = set()
+    for line in text.split(b"\n"):
+        if line.strip() and not line.startswith(b"#"):
+            found |= _matches(line.strip(b" \t\r").split(b"/"), shape, None) or set()
+    return found
 
 
 def _wildcard(names: Sequence[bytes]) -> bytes:
@@ -86,7 +112,7 @@ def _wildcard(names: Sequence[bytes]) -> bytes:
     return b"*"
 
 
-def _matches(pattern: Iterable[bytes], shape: Shape, chosen: set[bytes]) -> set[bytes] | None:
+def _matches(pattern: Iterable[bytes], shape: Shape, chosen: Set[bytes] | None) -> set[bytes] | None:
     """What a pattern selects now; None: something was not chosen, be it a file, or too much was looked at."""
     patterns = Patterns([b"/".join(pattern)])
     waiting = [(b"", patterns.start())]
@@ -102,9 +128,9 @@ def _matches(pattern: Iterable[bytes], shape: Shape, chosen: set[bytes]) -> set[
                 return None
             inside = path + b"/" + name if path else name
             after, matched = patterns.advance(state, name)
-            if matched and inside not in chosen:
+            if matched and chosen is not None and inside not in chosen:
                 return None
-            if matched:
+            if matched and (chosen is not None or name in directories):
                 found.add(inside)
             elif after and name in directories:
                 waiting.append((inside, after))

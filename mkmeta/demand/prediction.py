@@ -5,6 +5,7 @@ Measured (README, Figures; tests/nfs/test_demand.py), and the same for NFS 3 and
     way         a LOOKUP for each directory found on the volume, an ACCESS for each in which something is asked
     misses      one for each name that is not there; none in a directory that is recorded completely
     stats       one LOOKUP for each name; none in a complete directory, but in `merge`, where the volume is asked too
+                for files whose content is not held: of which files attributes were asked for, no profile says
     listings    one READDIR for each directory; none for a complete one
     opens       two for each file (OPEN and CLOSE, or what NFS 3 has instead), and through an overlay a LOOKUP on NFS 4
     reads       one for each MiB of it
@@ -149,7 +150,10 @@ class Predictor:
             if name == Profile.DATA_ONLY and served is not _Served.COMPLETE:
                 continue
             asks = name == PLAIN or served is not _Served.COMPLETE
-            requests.add("stats", counts[FIRST_STATS] if asks or name == Profile.MERGE else 0, directory)
+            stats = counts[FIRST_STATS]
+            if not asks:
+                stats = round(stats * self._asked_share(directory)) if name == Profile.MERGE and stats else 0
+            requests.add("stats", stats, directory)
             requests.add("listings", listings if asks else 0, directory)
             requests.add("opens", opens * (2 if name == PLAIN else self._overlay_open), directory)
             requests.add("reads", opens, directory)
@@ -172,6 +176,15 @@ class Predictor:
                 requests.add("reads", reads, directory)
             elif mount != Profile.DATA_ONLY:
                 self._way(requests, directory)
+
+    def _asked_share(self, directory: bytes) -> float:
+        """The share of files in a complete directory whose content is not held: `merge` asks the volume for these."""
+        if self._reader.contents is None and not self._inline:
+            return 1.0
+        node = self._reader.find(directory)
+        assert isinstance(node, Directory)
+        held = [self._is_held(one) for _, one in self._reader.entries(node, directory) if isinstance(one, RegularFile)]
+        return 1 - sum(held) / len(held) if held else 0.0
 
     def _is_held(self, node: RegularFile) -> bool:
         contents = self._reader.contents

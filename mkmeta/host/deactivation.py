@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,9 +61,11 @@ def deactivate(
                 raise MountError(
                     f"has mounts below it, at {', '.join(below)}", path=live.point, hint="unmount these first"
                 ) from None
+            if error.errno != errno.EBUSY:
+                raise MountError(f"cannot be unmounted: {reason(error)}", path=live.point, hint=_MAY_NOT) from None
             who = users_of(live)
             raise MountError(
-                f"is in use{': ' + who if who else ''} ({error.strerror})",
+                f"is in use{': ' + who if who else ''}",
                 path=live.point,
                 hint="with --detach it goes now, and they keep what they have open",
             ) from None

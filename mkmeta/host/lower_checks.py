@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, cast
 
 from mkmeta.errors import MountError, printable
 from mkmeta.host.finding import Check, Finding, failure, note, ok, warning
@@ -18,6 +18,7 @@ from mkmeta.host.kernel_checks import nfs_defects
 from mkmeta.host.nfs_advice import NFS_TYPES, NfsOptions, nfs_findings
 from mkmeta.linux.mount import leave_mount_namespace, mount
 from mkmeta.linux.mountinfo import Mount, mount_of, mount_points_below, mounts
+from mkmeta.linux.names import listable
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.linux.verity import measure_verity
 from mkmeta.mounts.profile import MountPlan, Profile
@@ -285,7 +286,8 @@ def _look(fd: int, directory: bytes, device: int, sample: Sample) -> list[bytes]
         sample.elsewhere.append(directory)
         return []
     below = []
-    with os.scandir(fd) as entries:
+    with os.scandir(listable(fd)) as found:
+        entries = cast("Iterator[os.DirEntry[Any]]", found)
         for _number, entry in zip(range(min(_PER_DIRECTORY, ENTRIES - sample.entries)), entries, strict=False):
             sample.entries += 1
             path = os.path.join(directory, os.fsencode(entry.name))

@@ -6,6 +6,7 @@ The streams can be read back, also where the output is a pipe: then they are tem
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -54,7 +55,8 @@ def atomic_output(path: bytes, *, follow: bool = True) -> Iterator[BinaryIO]:
         where = b"" if error.filename is None else os.fsencode(error.filename)
         if where and not where.startswith(os.path.dirname(path)) and _MARK not in where:
             raise  # the user of the stream met it elsewhere
-        raise MkmetaError(f"cannot be written: {reason(error)}", path=path) from None
+        hint = "make its directory first" if error.errno == errno.ENOENT else None
+        raise MkmetaError(f"cannot be written: {reason(error)}", path=path, hint=hint) from None
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ FormatError; memory is bounded by the limits of formats/manifest.md section 4.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from bisect import bisect_right
@@ -84,6 +85,10 @@ _PLACE = struct.Struct(">III")  # of an object: frame, offset, length; sorts as 
 _PAGES_KEPT: Final = (
     256 << 10
 )  # bytes of pages, packed, that look-ups by path keep decoded, at up to 60 times their size
+_WHAT_INSTEAD: Final = {  # of what is no file
+    errno.EISDIR: "name a manifest; of a store's generation it is STORE/generations/NUMBER-ID/manifest.mkm",
+    errno.ESPIPE: "a manifest is read from its end: to read one from a pipe, give - and have it on standard input",
+}
 _DIVIDED_KEPT = 2  # lists of pages of directories that have several
 
 
@@ -144,7 +149,8 @@ class ManifestReader:
             return cls(fd)
         except OSError as error:
             os.close(fd)
-            raise MkmetaError(reason(error), path=raw) from None
+            what = "is a pipe" if error.errno == errno.ESPIPE else reason(error)
+            raise MkmetaError(what, path=raw, hint=_WHAT_INSTEAD.get(error.errno or 0)) from None
         except FormatError as error:
             os.close(fd)
             error.path = error.path or raw

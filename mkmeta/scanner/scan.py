@@ -285,6 +285,9 @@ class _Scan:
         left_out = tuple(sorted(writer.left_out.items()))
         if self._rules.only is None:
             if not writer.entries and not left_out:
+                if not options.select:
+                    hint = "name the directory that holds the software; is the volume mounted? (findmnt)"
+                    raise NothingSelectedError("has nothing in it to record", path=root, hint=hint)
                 hint = "check the patterns against ROOT; they are relative to it, and links are not followed"
                 raise NothingSelectedError("no pattern matched anything", path=root, hint=hint)
             if not writer.entries:

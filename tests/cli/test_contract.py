@@ -40,7 +40,7 @@ def documented() -> dict[tuple[str, str], set[str]]:
     return {
         (kind.strip("`"), verb): set(re.findall(r"`(\w+)`", keys)) | ({"verb"} if kind in WITH_VERB else set())
         for kind, verbs, keys in tables()[1]
-        for verb in (VERBS if verbs == "all" else verbs.split(", "))
+        for verb in (VERBS if verbs == "all" else re.sub(r" \(.*\)", "", verbs).split(", "))
     }
 
 
@@ -65,6 +65,10 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
     head = {"mkmeta_profile": 1, "source": "strace", "mounts": [{"point": str(volume)}]}
     profile.write_text("".join(json.dumps(line) + "\n" for line in (head, *row)))
     (tmp_path / "text").write_text("/ 0 40755 2 0 0 0 0.0 - - -\n")
+    promoting = ["--root", str(volume), "--history", str(tmp_path / "h"), "--selection", str(tmp_path / "s")]
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "a.profile").write_text(profile.read_text())
     config = tmp_path / "released.toml"
     config.write_text(
         f'volume = "{volume}"\nmanifest = "{tmp_path}/released.mkm"\n'
@@ -84,6 +88,7 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
         ["units", "--config", str(tmp_path / "sw.toml"), "--install", str(tmp_path / "units")],
         ["show", str(manifest)],
         ["ls", str(manifest), "-R"],
+        ["ls", str(tmp_path / "store")],
         ["dump", str(manifest)],
         ["import", str(tmp_path / "text"), "-o", str(tmp_path / "imported.mkm")],
         ["verify", layer, "--manifest", str(manifest), "--userxattr", "--lower", str(volume), "--data"],
@@ -96,6 +101,7 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
         ["ls", str(manifest), "no"],
         ["observe", "--from", "ld-debug", "/dev/null", "-o", str(tmp_path / "sw.profile")],
         ["predict", str(manifest), str(profile), "--profile", "merge"],
+        ["promote", str(spool), *promoting, "--settled", "0"],
         ["suggest", str(profile), "--root", str(volume), "--settled", "0"],
     ]
     seen: set[tuple[str, str]] = set()

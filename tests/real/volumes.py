@@ -45,9 +45,16 @@ def run_python(root: Path, code: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
 
+def install_debian(root: Path, *packages: str) -> None:
+    """A minimal Debian of this machine's release from this machine's mirror, and some packages."""
+    include = [f"--include={','.join(packages)}"] if packages else []
+    command = ["debootstrap", "--variant=minbase", *include, _codename(), str(root), _mirror()]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def make_debian(root: Path) -> None:
     """A minimal Debian of this machine's release from this machine's mirror, with some harder things added."""
-    subprocess.run(["debootstrap", "--variant=minbase", _codename(), root, _mirror()], check=True, capture_output=True)
+    install_debian(root)
     odd = os.fsencode(root / "odd")
     os.mkdir(odd)
     for name in (

@@ -1,0 +1,147 @@
+"""What was hot on a volume and is selected for it, from run to run: the file of `mkmeta promote` (formats/profile.md).
+
+Written aside and renamed. It is our own, and read like anybody's: whoever can write beside it may have.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Final
+
+from mkmeta.demand.profile import COUNT_MAX, PATHS_MAX, is_plain
+from mkmeta.errors import MkmetaError, path_fields, reason
+from mkmeta.manifest.output import atomic_output
+from mkmeta.model import PATH_LIMIT
+
+_MAGIC: Final = "mkmeta_history"
+_VERSION: Final = 1
+_LINE_MAX: Final = 64 << 10
+TAKEN_MAX: Final = 1000
+TRIALS_MAX: Final = 6
+
+Taken = tuple[bytes, int, int]  # a profile: name, inode number, mtime in ns
+
+
+class HistoryError(MkmetaError):
+    """A file that is not a valid history."""
+
+
+@dataclass(slots=True)
+class Held:
+    """A directory that is selected, or was."""
+
+    since_ns: int = 0  # selected since; 0: it is not any more
+    seen_ns: int = 0  # when something in it was last asked for
+    dropped_ns: int = 0  # when it was last dropped for being cold; 0: never
+    trials: int = 0  # how often that was wrong
+
+
+@dataclass(slots=True)
+class History:
+    """All of it."""
+
+    updated_ns: int = 0
+    weights: dict[bytes, float] = field(default_factory=dict)  # decayed misses, by directory
+    held: dict[bytes, Held] = field(default_factory=dict)
+    taken: list[Taken] = field(default_factory=list)  # profiles that are counted, and may not be removed yet
+    unreleased: bool = False  # the selection was written, and what releases it has not ended well yet
+
+    def selected(self) -> set[bytes]:
+        """The directories that are selected."""
+        return {path for path, held in self.held.items() if held.since_ns}
+
+
+def read_history(path: bytes) -> History:
+    """The history at a path; an empty one where there is none. Raises HistoryError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return History()
+    except OSError as error:
+        raise HistoryError(reason(error), path=path) from None
+    with open(fd, "rb") as stream:
+        try:
+            return decode(stream)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            hint = "move it away to begin anew; what is selected is then found again from profiles"
+            raise HistoryError("is no history of mkmeta promote, or damaged", path=path, hint=hint) from None
+
+
+def decode(stream: BinaryIO) -> History:
+    """A history. Raises ValueError, TypeError, KeyError, OverflowError or RecursionError for anything else."""
+    head = _line(stream)
+    if head[_MAGIC] != _VERSION:
+        raise ValueError(head[_MAGIC])
+    history = History(updated_ns=_count(head["updated_ns"]), unreleased=head["unreleased"] is True)
+    for name, inode, mtime in head["taken"][:TAKEN_MAX]:
+        history.taken.append((base64.b64decode(name), _count(inode), _count(mtime)))
+    while True:
+        record = _line(stream)
+        if "rows" in record:
+            if record["rows"] != len(history.weights) + len(history.held) or stream.read(1):
+                raise ValueError("rows")
+            return history
+        path = base64.b64decode(record["path_b64"]) if "path_b64" in record else record["path"].encode()
+        if len(path) > PATH_LIMIT or b"\0" in path or (path and not is_plain(path)):
+            raise ValueError("path")
+        if "weight" in record:
+            weight = float(record["weight"])
+            if not 0 <= weight <= COUNT_MAX or math.isnan(weight):
+                raise ValueError("weight")
+            history.weights[path] = weight
+        else:
+            since, seen, dropped, trials = (_count(record[key]) for key in Held.__slots__)
+            history.held[path] = Held(since, seen, dropped, min(trials, TRIALS_MAX))
+        if len(history.weights) + len(history.held) > 2 * PATHS_MAX:
+            raise ValueError("rows")
+
+
+def _line(stream: BinaryIO) -> dict[str, Any]:
+    line = stream.readline(_LINE_MAX + 1)
+    record = json.loads(line) if line.endswith(b"\n") else None
+    if type(record) is not dict:
+        raise ValueError("no line")
+    return record
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= COUNT_MAX:
+        raise ValueError("no count")
+    return value
+
+
+def encode(history: History) -> bytes:
+    """The bytes of a history: the same for the same."""
+    out = io.BytesIO()
+
+    def put(record: dict[str, object]) -> None:
+        out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+    taken = [[base64.b64encode(name).decode(), inode, mtime] for name, inode, mtime in history.taken]
+    put({_MAGIC: _VERSION, "updated_ns": history.updated_ns, "unreleased": history.unreleased, "taken": taken})
+    for path, weight in sorted(history.weights.items()):
+        put({**path_fields(path), "weight": round(weight, 3)})
+    for path, held in sorted(history.held.items()):
+        numbers = {"since_ns": held.since_ns, "seen_ns": held.seen_ns, "dropped_ns": held.dropped_ns}
+        put({**path_fields(path), **numbers, "trials": held.trials})
+    put({"rows": len(history.weights) + len(history.held)})
+    return out.getvalue()
+
+
+def write_history(path: bytes, history: History) -> None:
+    """Writes it. Raises MkmetaError."""
+    with atomic_output(path, follow=False) as stream:
+        stream.write(encode(history))
+
+
+def forget(history: History, least: float, until_ns: int) -> None:
+    """Forgets what weighs less than `least`, and directories that were dropped before a time."""
+    history.weights = {path: weight for path, weight in history.weights.items() if weight >= least}
+    gone = [path for path, held in history.held.items() if not held.since_ns and held.dropped_ns < until_ns]
+    for path in gone:
+        del history.held[path]

@@ -1,0 +1,266 @@
+"""The loop: it settles, it does not swing, it hides nothing, and no profile or kill does harm."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mkmeta.__main__ import main
+from mkmeta.demand.history import Held, History, decode, encode
+from mkmeta.demand.patterns import selected_by
+from mkmeta.demand.profile import Row
+from mkmeta.demand.promotion import Policy, decide, fade, take
+from mkmeta.demand.reading import Demand
+from mkmeta.demand.shape import Measure, Place
+from tests.demand.profiles import DAY_NS, age, make_profile, misses
+
+FILES = 40  # below a lib, in the simulation
+
+
+class Site:
+    """A volume in memory: products with releases, each with lib, bin and doc; a shape as `suggest` sees it."""
+
+    def __init__(self, products: int, releases: int) -> None:
+        self.releases = {p: list(range(releases)) for p in range(products)}
+
+    def place(self, path: bytes) -> Place | None:
+        names = path.split(b"/") if path else []
+        for depth in range(len(names)):
+            if names[depth] not in self.directories(b"/".join(names[:depth])):
+                return Place(b"/".join(names[:depth]), names[depth])
+        return Place(path, None)
+
+    def measure(self, path: bytes) -> Measure:
+        depth = path.count(b"/")
+        return Measure(1, "releases appear in it") if depth < 2 or not path else Measure(FILES * (4 - depth), None)
+
+    def directories(self, path: bytes) -> list[bytes]:
+        names = path.split(b"/") if path else []
+        if len(names) == 2:
+            return [b"v%d" % n for n in self.releases[int(names[1][1:])]]
+        if len(names) == 3:
+            return [b"bin", b"lib"]
+        return {0: [b"grp"], 1: [b"p%d" % n for n in sorted(self.releases)]}.get(len(names), [])
+
+    def others(self, path: bytes) -> list[bytes]:
+        return []
+
+    def size(self, path: bytes) -> int | None:
+        return None
+
+
+def simulate(products: int, releases: int, apps: int, hosts: int, days: int, *, budget: int) -> Counter[bytes]:
+    """A site for so long; every day its hosts report what their servers heard. Returns how often each path changed."""
+    chance = random.Random(13)
+    site, history, policy = Site(products, releases), History(), Policy(budget=budget, cold_ns=20 * DAY_NS)
+    text = b""
+    shares, released, flips = [], [], Counter[bytes]()
+    running: list[list[tuple[int, int]]] = []
+
+    def app() -> list[tuple[int, int]]:
+        some = chance.sample(sorted(site.releases), min(products, 30))
+        return [(p, chance.choice(site.releases[p])) for p in some]
+
+    for day in range(1, days + 1):
+        if not running:
+            running = [app() for _ in range(apps)]
+        if day % 5 == 0:
+            running[chance.randrange(apps)] = app()
+        if day % 3 == 0:
+            product = chance.randrange(products)
+            site.releases[product].append(site.releases[product][-1] + 1)
+        now = day * DAY_NS
+        fade(history, now, policy)
+        served = selected_by(text, site)
+        asked = local = 0
+        for _ in range(hosts):
+            demand = Demand()
+            for product, release in chance.choice(running):
+                path = b"grp/p%d/v%d/lib" % (product, release)
+                asked += 100
+                if path in served or path.rpartition(b"/")[0] in served:
+                    local += 100
+                else:
+                    demand.directories[path] = [100, 0, 0, 0, 0, 100, 0, 0]
+            take(history, demand, site)
+        shares.append(local / asked)
+        outcome = decide(history, site, set(), policy, served)
+        assert sum(one.cost for one in outcome.selected) <= policy.budget
+        assert all(site.measure(one.path).refused is None for one in outcome.selected)
+        flips.update(change.path for change in outcome.changes)
+        after = b"".join(sorted(line.pattern + b"\n" for line in outcome.lines))
+        assert selected_by(after, site) == {one.path for one in outcome.selected}, "the lines say what is selected"
+        released.append(after != text)
+        text = after
+    sys.stdout.write(f"shares {[round(share, 2) for share in shares]}\nreleases {sum(released)}\n")
+    wanted = len({one for parts in running for one in parts}) * FILES
+    if budget > 2 * wanted:
+        assert min(shares[5:]) > 0.8 and sum(shares[5:]) / len(shares[5:]) > 0.92  # a new program is news for a day
+        assert sum(released[5:]) <= len(released[5:]) * 0.8
+    else:
+        assert sum(shares[5:]) / len(shares[5:]) > 0.8 * budget / wanted
+    return flips
+
+
+def test_a_month_of_a_site() -> None:
+    flips = simulate(products=60, releases=4, apps=6, hosts=20, days=30, budget=60 * 4 * FILES * 4)
+    assert max(flips.values()) <= 3, "nothing comes and goes"
+
+
+def test_a_month_with_too_little_room() -> None:
+    flips = simulate(products=60, releases=4, apps=6, hosts=20, days=30, budget=30 * FILES)
+    assert max(flips.values()) <= 6, "nothing comes and goes all the time"
+
+
+@pytest.mark.slow
+def test_a_month_of_a_large_site() -> None:
+    flips = simulate(products=3000, releases=10, apps=50, hosts=2000, days=30, budget=1_000_000)
+    assert max(flips.values()) <= 3
+
+
+def test_cold_goes_on_trial_and_twice_as_late_the_next_time() -> None:
+    site, history, policy = Site(3, 1), History(), Policy(cold_ns=10 * DAY_NS)
+    path = b"grp/p1/v0/lib"
+    came: list[int] = []
+    went: list[int] = []
+    for day in range(1, 120):
+        fade(history, day * DAY_NS, policy)
+        if path not in history.selected():
+            take(history, Demand({path: [50, 0, 0, 0, 0, 50, 0, 0]}), site)
+        for change in decide(history, site, set(), policy).changes:
+            (came if change.added else went).append(day)
+    assert came[0] == 1 and len(came) == len(went) + 1
+    spans = [gone - there for there, gone in zip(came, went, strict=False)]
+    assert spans == sorted(spans) and spans[0] == 11 and spans[1] == 21 and spans[2] >= 41
+
+
+def test_what_is_gone_or_would_hide_something_goes_at_once() -> None:
+    site, history, policy = Site(3, 2), History(), Policy()
+    fade(history, DAY_NS, policy)
+    for product in range(3):
+        take(history, Demand({b"grp/p%d/v1/lib" % product: [50, 0, 0, 0, 0, 50, 0, 0]}), site)
+    decide(history, site, set(), policy)
+    assert len(history.selected()) == 3
+    site.releases[0].remove(1)
+    fade(history, 2 * DAY_NS, policy)
+    changes = decide(history, site, {b"grp/p1/v1/lib/cache"}, policy).changes
+    assert [(change.path, change.added) for change in changes] == [
+        (b"grp/p0/v1/lib", False),
+        (b"grp/p1/v1/lib", False),
+    ]
+    assert history.selected() == {b"grp/p2/v1/lib"}
+
+
+@given(st.binary(max_size=300), st.integers(0, 1000))
+def test_a_damaged_history_is_one_kind_of_error(noise: bytes, at: int) -> None:
+    history = History(7, {b"a/\xff": 1.5}, {b"a": Held(1, 2, 3, 4)}, [(b"x", 1, 2)], unreleased=True)
+    text = encode(history)
+    assert decode(io.BytesIO(text)) == history
+    place = at % len(text)
+    with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        decode(io.BytesIO(text[:place] + noise + text[place + len(noise) :]))
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    top = tmp_path / "sw"
+    for release in ("paint/v1", "paint/v2", "pixel/v1"):
+        (top / "grp" / release / "lib").mkdir(parents=True)
+    age(top)
+    (tmp_path / "spool").mkdir()
+    return top
+
+
+def promote(top: Path, *arguments: str, code: int = 0) -> None:
+    files = ["--history", str(top / "history"), "--selection", str(top / "select")]
+    assert main(["promote", str(top / "spool"), "--root", str(top / "sw"), *files, *arguments]) == code
+
+
+def put(top: Path, name: str, rows: list[Row]) -> Path:
+    return make_profile(top / "spool" / name, "/sw", rows)
+
+
+def selection(top: Path) -> list[str]:
+    return [line for line in (top / "select").read_text().splitlines() if not line.startswith("#")]
+
+
+def test_a_run(volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(tmp_path, "a.profile", [misses("grp/paint/v1/lib", 100)])
+    put(tmp_path, ".b.profile", [misses("grp/pixel/v1/lib", 100)])
+    ran = tmp_path / "ran"
+    release = f'cat "$MKMETA_SELECTION" >>{ran}'
+    promote(tmp_path, "--dry-run")
+    assert sorted(os.listdir(tmp_path)) == ["spool", "sw"], "a dry run leaves nothing"
+    assert "+ grp/paint/v1/lib: 100 misses, 1 inodes" in capsys.readouterr().out
+    promote(tmp_path, "--run", release + "; exit 7", code=1)
+    assert os.listdir(tmp_path / "spool") == [".b.profile"]
+    assert selection(tmp_path) == ["grp/paint/v1/lib"]
+    promote(tmp_path, "--run", release)
+    promote(tmp_path, "--run", release)
+    assert ran.read_text().count("grp/paint/v1/lib\n") == 2, "what failed is run again, what went well is not"
+    os.rename(tmp_path / "spool/.b.profile", tmp_path / "spool/b.profile")
+    put(tmp_path, "c.profile", [misses("grp/paint/v2/lib", 100)])
+    promote(tmp_path)
+    assert selection(tmp_path) == ["grp/*/v*/lib"]
+    (volume / "grp/pixel/v2/lib").mkdir(parents=True)
+    age(volume)
+    promote(tmp_path)
+    assert selection(tmp_path) == ["grp/*/v*/lib"], "tomorrow's release is selected by the same line"
+
+
+def test_a_hostile_spool(volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spool = tmp_path / "spool"
+    (spool / "noise.profile").write_bytes(os.urandom(10_000))
+    (spool / "link.profile").symlink_to("/etc/passwd")
+    os.mkfifo(spool / "fifo.profile")
+    with (spool / "large.profile").open("wb") as file:
+        file.truncate(1 << 40)
+    (spool / "directory.profile").mkdir()
+    (spool / "other").touch()
+    put(tmp_path, "greedy.profile", [misses("grp/paint/v1/lib", 2**62), misses("grp", 2**62)])
+    promote(tmp_path)
+    told = capsys.readouterr().err
+    for name in ("noise", "link", "fifo", "large", "directory"):
+        assert f"not counted: {name}.profile" in told
+    assert sorted(os.listdir(spool)) == ["directory.profile", "other"]
+    assert Path("/etc/passwd").exists()
+    with (tmp_path / "history").open("rb") as stream:
+        assert sum(decode(stream).weights.values()) <= 1_000_001
+
+
+def test_killed_at_any_moment(volume: Path, tmp_path: Path) -> None:
+    """A run that is killed after any of its system calls: the next one counts nothing twice and loses nothing."""
+    script = (
+        "import os, sys\n"
+        "from mkmeta.__main__ import main\n"
+        "left = int(sys.argv[1])\n"
+        "def audit(event, args):\n"
+        "    global left\n"
+        "    if event in ('os.rename', 'os.remove', 'open'):\n"
+        "        left -= 1\n"
+        "        if left == 0: os._exit(9)\n"
+        "sys.addaudithook(audit)\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+    chance = random.Random(13)
+    files = ["--history", str(tmp_path / "history"), "--selection", str(tmp_path / "select")]
+    put(tmp_path, "a.profile", [misses("grp/paint/v1/lib", 64)])
+    for at in sorted(chance.sample(range(1, 40), 8)):
+        command = ["promote", str(tmp_path / "spool"), "--root", str(volume), *files]
+        subprocess.run([sys.executable, "-c", script, str(at), *command], check=False, capture_output=True)
+    promote(tmp_path)
+    assert selection(tmp_path) == ["grp/paint/v1/lib"]
+    with (tmp_path / "history").open("rb") as stream:
+        history = decode(stream)
+    assert history.weights == {b"grp/paint/v1/lib": pytest.approx(64, abs=1)} and history.taken == []
+    assert os.listdir(tmp_path / "spool") == []

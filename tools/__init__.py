@@ -1,0 +1,1 @@
+"""What makes manuals, completions and packages; no part of the program."""
