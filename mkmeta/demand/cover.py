@@ -204,9 +204,13 @@ def _forest(misses: Mapping[bytes, int], costs: Mapping[bytes, int], bonus: Mapp
             if at in candidates:
                 candidates[at].gain += count
             at = at.rpartition(b"/")[0]
-    for path, factor in bonus.items():
-        if path in candidates:
-            candidates[path].gain = int(candidates[path].gain * factor)
+    extra = {path: int(candidates[path].gain * (factor - 1)) for path, factor in bonus.items() if path in candidates}
+    for path, count in extra.items():
+        at = path
+        while at:
+            if at in candidates:
+                candidates[at].gain += count
+            at = at.rpartition(b"/")[0]
     roots = []
     for path, candidate in candidates.items():
         above = path.rpartition(b"/")[0]

@@ -105,7 +105,7 @@ def simulate(products: int, releases: int, apps: int, hosts: int, days: int, *, 
     sys.stdout.write(f"shares {[round(share, 2) for share in shares]}\nreleases {sum(released)}\n")
     wanted = len({one for parts in running for one in parts}) * FILES
     if budget > 2 * wanted:
-        assert min(shares[5:]) > 0.8 and sum(shares[5:]) / len(shares[5:]) > 0.92  # a new program is news for a day
+        assert min(shares[5:]) > 0.8 and sum(shares[5:]) / len(shares[5:]) > 0.95  # a new program is news for a day
         assert sum(released[5:]) <= len(released[5:]) * 0.8
     else:
         assert sum(shares[5:]) / len(shares[5:]) > 0.8 * budget / wanted
