@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any, NoReturn, Self
 
 from mkmeta.errors import MkmetaError
+from mkmeta.linux.memory import give_back_large_buffers
 from mkmeta.linux.process import die_with_parent, ending_signals_held, release_ending_signals
 
 
@@ -81,6 +82,7 @@ class WorkerPool:
     def __init__(self, count: int, main: Callable[[Connection], None]) -> None:
         """`main` runs in each worker with its end of the pipe, and returns when that is closed."""
         self.workers: list[Worker] = []
+        give_back_large_buffers()  # theirs as well as ours: both sides handle many frames
         try:
             with ending_signals_held():
                 for _ in range(count):

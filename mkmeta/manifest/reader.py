@@ -81,6 +81,7 @@ _FRAME_CACHE_BYTES: Final = 8 << 20  # decompressed; a tree is written almost in
 _TABLE_ROWS = 128  # rows of the object table read at once
 _TABLE_CACHE = 512  # such reads kept: 2.75 MiB
 _COPY_BYTES: Final = 1 << 20
+_PLACES_BYTES: Final = 4 << 20  # of places in memory while frames are looked through
 _PLACE = struct.Struct(">III")  # of an object: frame, offset, length; sorts as bytes do
 _PAGES_KEPT: Final = (
     256 << 10
@@ -296,7 +297,7 @@ class ManifestReader:
 
         Raises FormatError at the first that is not, or not where the object table says.
         """
-        with ExternalSorter() as places:
+        with ExternalSorter(_PLACES_BYTES) as places:
             previous = b""
             for record in self.object_rows():
                 object_id, frame, offset, length = OBJECT_ROW.unpack(record)

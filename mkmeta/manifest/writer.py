@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable
+from heapq import merge
 from typing import BinaryIO, Final, Self
 
 import zstandard
@@ -60,8 +61,9 @@ class ManifestWriter:
         self._position = 0
         self._frames: list[FrameRow] = []
         self._adopted = 0  # frames
+        self._adopted_rows: Iterable[bytes] = ()  # of the object table, ascending; read when the own is written
         self._table = ExternalSorter()
-        self._recent: list[ObjectId | None] = [None] * _RECENT_SLOTS
+        self._recent = bytearray(_RECENT_SLOTS * DIGEST_SIZE)
         self._compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True)
         self._objects = _OpenFrame(self)  # apart from the records: each sort compresses best with its own
         self._records = _OpenFrame(self)
@@ -78,17 +80,17 @@ class ManifestWriter:
     def adopt(self, reader: ManifestReader) -> None:
         """Takes over all objects and records of another manifest, compressed as it is; places in it are places here.
 
-        Only as the first thing a writer does. Raises FormatError when the other is damaged.
+        Only as the first thing a writer does, which needs the other until `finish`: then its table is read once more.
+        Raises FormatError when it is damaged.
         """
         assert not self._frames
         for data, size in reader.frames():
             self._frames.append(FrameRow(self._position, len(data), size))
             self.write(data)
         self._adopted = len(self._frames)
+        self._adopted_rows = reader.object_rows()
         for record in reader.object_rows():
-            self._table.add(record)
-            object_id = ObjectId(record[:DIGEST_SIZE])
-            self._recent[int.from_bytes(object_id[:4], "little") % _RECENT_SLOTS] = object_id
+            self._is_recent(record[:DIGEST_SIZE])
 
     @property
     def position(self) -> int:
@@ -110,11 +112,16 @@ class ManifestWriter:
         """Stores an object whose ID the caller has computed. Equal objects are stored once as far as memory allows."""
         if len(data) > OBJECT_SIZE_MAX:
             raise MkmetaError(f"an object of {len(data)} bytes, more than the limit of {OBJECT_SIZE_MAX}")
-        slot = int.from_bytes(object_id[:4], "little") % _RECENT_SLOTS
-        if self._recent[slot] == object_id:
-            return
-        self._recent[slot] = object_id
-        self._table.add(OBJECT_ROW.pack(object_id, *self._objects.add(data)))
+        if not self._is_recent(object_id):
+            self._table.add(OBJECT_ROW.pack(object_id, *self._objects.add(data)))
+
+    def _is_recent(self, object_id: bytes) -> bool:
+        """Whether an object is remembered; it is from now on."""
+        start = int.from_bytes(object_id[:4], "little") % _RECENT_SLOTS * DIGEST_SIZE
+        if self._recent[start : start + DIGEST_SIZE] == object_id:
+            return True
+        self._recent[start : start + DIGEST_SIZE] = object_id
+        return False
 
     def add_contents(self, frame: ContentFrame) -> None:
         """Stores contents of files. Those that no file turns out to have will not be found."""
@@ -182,7 +189,7 @@ class ManifestWriter:
         object_table = self._position
         objects = 0
         previous = b""
-        for record in self._table:
+        for record in merge(self._adopted_rows, self._table):
             if record[:32] != previous:
                 previous = record[:32]
                 objects += 1

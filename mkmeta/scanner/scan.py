@@ -232,15 +232,16 @@ class _Scan:
                 jobs=options.workers,
             ) as self._writer,
         ):
-            if rules.base is not None and rules.base.adopted:
-                assert options.base is not None
-                manifest.adopt(options.base)
             base = rules.base.root() if rules.base is not None else None
             only = rules.only.start() if rules.only is not None else None
             inline = rules.inlining.start() if rules.inlining is not None else None
             top = Child(b"", DirectoryKind.MERGE, rules.select.start(), rules.hide.start(), 0, base, only, inline)
             self._add_task(self._writer.root, b"", top)
             with WorkerPool(options.workers, lambda connection: run_worker(connection, rules)) as pool:
+                self._hand_out(pool)
+                if rules.base is not None and rules.base.adopted:  # workers need not inherit what that takes
+                    assert options.base is not None
+                    manifest.adopt(options.base)
                 while True:
                     self._hand_out(pool)
                     if self._writer.is_complete:
