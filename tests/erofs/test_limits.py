@@ -191,10 +191,13 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--store", "s", "--format", "erofs"],
+        ["--store", "s", "--format", "composefs"],
         ["--format", "erofs", "--discard", "--swap"],
         ["--format", "erofs", "--base", "b"],
         ["--format", "erofs", "--composefs-version", "1"],
+        ["--format", "erofs", "--objects"],
+        ["--format", "composefs", "--objects"],
+        ["--format", "composefs", "--no-inline"],
         ["--format", "composefs", "--userxattr"],
         ["--format", "composefs", "--no-verity"],
         ["--format", "composefs", "--redirect-prefix", "p"],

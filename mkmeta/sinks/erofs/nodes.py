@@ -16,7 +16,6 @@ from mkmeta.codec.erofs import (
     HOLE,
     XATTR_HEADER,
     chunk_bits,
-    encode_xattr,
     xattr_name,
 )
 
@@ -57,10 +56,13 @@ def xattr_entries(xattrs: Iterable[Xattr]) -> tuple[int, int, tuple[bytes, ...]]
     """Name filter, size and entries of the xattrs of a node, given ascending by name."""
     bits, size = 0, XATTR_HEADER
     entries: tuple[bytes, ...] = ()
-    for full, value in xattrs:
-        name = xattr_name(full)
-        bits |= name[2]
-        entry = encode_xattr(name, value)
+    for full, value in xattrs:  # as encode_xattr, in place: there are two for each file
+        head, rest, bit = xattr_name(full)
+        bits |= bit
+        entry = head + len(value).to_bytes(2, "little") + rest + value
+        missing = -len(entry) & 3
+        if missing:
+            entry += bytes(missing)
         size += len(entry)
         entries += (entry,)
     return _ALL_ABSENT ^ bits, size if entries else 0, entries
@@ -74,6 +76,8 @@ def layout_of(mode: int, size: int, *, content: bool) -> tuple[int, bool, int, i
     if content:
         blocks, tail = divmod(size, BLOCK)
         return (0, False, blocks + 1, 0) if tail > _TAIL_MAX else (0, False, blocks, tail)
+    if size <= BLOCK:
+        return 0, True, 0, len(HOLE)
     bits = chunk_bits(size)
     return bits - BLOCK_BITS, True, 0, len(HOLE) * -(-size >> bits)
 
