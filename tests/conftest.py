@@ -134,6 +134,8 @@ def _probe() -> dict[str, bool]:
             "systemd-analyze",
             "promtool",
             "mandoc",
+            "fish",
+            "zsh",
         )
         return found | {
             tool: shutil.which(tool) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -116,6 +117,8 @@ def test_a_host(host: Host, tmp_path: Path) -> None:
         finally:
             program.kill()
             program.wait()
+    if shutil.which("promtool") is not None:
+        assert lint(file) == ""
     found = samples(file)
     at = str(host.point)
     assert value(found, "mkmeta_layers") == 1
