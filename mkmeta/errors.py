@@ -58,6 +58,7 @@ class ExitCode(IntEnum):
     DEGRADED = 22
     UNFIT = 23
     UNFINISHED = 24
+    HELD = 25
     INTERRUPTED = 130
 
 

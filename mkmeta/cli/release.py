@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Final
 
 from mkmeta.cli.arguments import filled
@@ -12,6 +13,7 @@ from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, UsageError, printable
 from mkmeta.publisher.release import Released, Request, Step, release
+from mkmeta.publisher.retiring import wait_for_hosts
 from mkmeta.publisher.site import Site
 from mkmeta.scanner.scan import OnError
 
@@ -20,8 +22,11 @@ _WAIT: Final = 600  # seconds for others who publish: each reads a release, and 
 # All that a publisher takes from the layer file: nothing of it can be given here
 _KEYS: Final = (
     *("volume", "manifest", "store", "pointer", "select", "hide", "drop-xattr", "digests", "hard-links"),
-    *("format", "redirect-prefix", "userxattr", "no-verity", "marker", "staging"),
+    *("format", "redirect-prefix", "userxattr", "no-verity", "marker", "staging", "reports"),
 )
+
+_AFTER: Final = 2 * 86400.0  # seconds that are waited for hosts
+_NAMED: Final = 10  # hosts in a message
 
 _DESCRIPTION = """\
 Publishes what was just released on the volume: looks whether it is complete and selected, scans it and nothing else,
@@ -31,7 +36,7 @@ the volume is named likewise, and no longer recorded. Without PATH, everything t
 Any step that fails ends it, with the pointer as it was. Calls at the same time wait for each other.
 
 --retire takes a release out of the layer that is going to be deleted: hosts go on seeing it, straight from the volume,
-until it is.
+until it is. It ends when no host reports an older layer, if hosts do (mkmeta status --report), or --after is over.
 
 Without a 'store' in the layer file, or with --manifest-only, no layer is built here: hosts build it from the manifest.
 That needs no root.
@@ -57,6 +62,7 @@ exit codes:
   13   something cannot be recorded as it is; nothing was published
   14   others were publishing for longer than --wait
   24   a release is not complete yet; nothing was published
+  25   retired, but after --after hosts still have it, or their reports cannot be read
   130  interrupted; the pointer is as it was, or names the new generation
 """
 
@@ -78,6 +84,13 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         help="take this out of the layer, before it is deleted; may be given many times",
+    )
+    parser.add_argument(
+        "--after",
+        metavar="TIME",
+        type=seconds,
+        help="with --retire: wait at most so long for hosts to report that none has what was retired (default: 2d "
+        "where the layer file has 'reports'; else there is nothing to wait for, and it is waited just so long)",
     )
     parser.add_argument("--dry-run", action="store_true", help="check, scan and verify, but change nothing")
     parser.add_argument(
@@ -115,8 +128,25 @@ def run(args: argparse.Namespace) -> int:
         paths=tuple(args.paths), retire=tuple(args.retire), on_error=OnError(on_error), dry_run=args.dry_run
     )
     done = release(site, request, lambda step: _tell(step, args))
+    held = _wait(done, args) if args.retire and done.published is not None else []
     _report(done, args)
+    if held:
+        return int(ExitCode.HELD)
     return int(ExitCode.INCOMPLETE if done.left_out else ExitCode.DONE)
+
+
+def _wait(done: Released, args: argparse.Namespace) -> list[str]:
+    """Waits until no host has what was retired. Returns those that may still have it."""
+    assert done.published is not None
+    started = time.monotonic()
+    after = args.after if args.after is not None else _AFTER if args.config.reports is not None else 0.0
+    held = wait_for_hosts(args.config.reports, done.published.pointer.generation, after)
+    if held:
+        first = ", ".join(held[:_NAMED])
+        note(f"mkmeta: {len(held)} hosts still have, or may have, what was retired: {first}")
+    text = "hosts still have it" if held else "no host has it" if args.config.reports else "no reports to wait for"
+    _tell(Step("wait", time.monotonic() - started, text), args)
+    return held
 
 
 def _tell(step: Step, args: argparse.Namespace) -> None:

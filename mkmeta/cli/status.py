@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from functools import partial
 
 from mkmeta.cli.arguments import filled
 from mkmeta.cli.config_option import add_config
@@ -12,12 +13,14 @@ from mkmeta.cli.deactivate import left_fields, left_text
 from mkmeta.cli.host_arguments import add_mount_point, add_run_dir
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.errors import ExitCode, NotActiveError, printable
+from mkmeta.errors import ExitCode, MkmetaError, NotActiveError, UsageError, printable
+from mkmeta.fleet.report import Report, host_name, write_report
 from mkmeta.host.deactivation import left_here
 from mkmeta.host.metrics import layer_metrics
 from mkmeta.host.place import real_point
 from mkmeta.host.prometheus import write_metrics
-from mkmeta.host.status import Holder, Status, statuses
+from mkmeta.host.status import SECONDS, Holder, Status, statuses
+from mkmeta.linux.asking import NoAnswerError, ask
 from mkmeta.mounts.run import RunDirectory
 from mkmeta.sinks.protocol import LayerKind
 
@@ -33,6 +36,7 @@ examples:
   mkmeta status /sw
   mkmeta status /sw --json | jq .generation
   mkmeta status -q --config /etc/mkmeta/sw.toml --metrics /var/lib/prometheus/node-exporter/mkmeta.prom
+  mkmeta status -q --config /etc/mkmeta/sw.toml --report /mnt/sw/.mkmeta/reports
 
 exit codes: (for monitoring; of several mounts the highest)
   0    mounted, and what `mkmeta activate` would mount
@@ -58,6 +62,12 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         type=filled,
         help="also write FILE for node_exporter's textfile collector; with --config, what is published as well",
     )
+    parser.add_argument(
+        "--report",
+        metavar="SPOOL",
+        type=filled,
+        help="also leave a report of this one layer in the directory SPOOL, for mkmeta fleet (formats/report.md)",
+    )
     add_config(parser, {"point": "mount-point", "run_dir": "run-dir"})
     parser.set_defaults(run=run)
 
@@ -71,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         states = [_STATES[_code(status)] for status in found]
         pointer = args.config.pointer if args.config else None
         write_metrics(args.metrics, layer_metrics(found, left_over, states, pointer))
+    if args.report is not None:
+        _report(found, args)
     for left in left_over:
         if args.json:
             emit("left", **left_fields(left))
@@ -84,6 +96,32 @@ def run(args: argparse.Namespace) -> int:
         else:
             _print(status, args)
     return max(int(_code(status)) for status in found)
+
+
+def _report(found: list[Status], args: argparse.Namespace) -> None:
+    """Leaves this host's report. A spool on a dead server is waited for no longer than anything else."""
+    if len(found) > 1:
+        raise UsageError("a report is about one layer, and several are mounted here", hint="name its MOUNTPOINT")
+    host = host_name(os.uname().nodename)
+    if found:
+        (status,) = found
+        report = Report(
+            host=host,
+            mountpoint=status.live.point,
+            state=_STATES[_code(status)],
+            generation=status.generation.number if status.generation else 0,
+            short_id=status.live.short_id,
+            profile=str(status.live.profile),
+            held=tuple(holder.generation for holder in status.holders),
+            problems=status.problems,
+        )
+    else:
+        point = args.point if args.point is not None else b"/"
+        report = Report(host=host, mountpoint=point, state="inactive", generation=0, short_id="", profile="none")
+    try:
+        ask(partial(write_report, args.report, report), SECONDS)
+    except NoAnswerError:
+        raise MkmetaError("does not answer: nothing was reported", path=args.report) from None
 
 
 def _code(status: Status) -> ExitCode:

@@ -1,0 +1,1 @@
+"""What many hosts say of themselves (formats/report.md)."""

@@ -1,0 +1,205 @@
+"""Reports and what they come to: `mkmeta fleet`, hostile spools, and the wait of `release --retire`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mkmeta.__main__ import main
+from mkmeta.errors import StoreError
+from mkmeta.fleet.report import REPORT_SIZE_MAX, STATES, Report, decode_report, host_name, write_report
+from mkmeta.fleet.spool import Standing, holders_of_older, judge, read_spool
+from tests.publisher.sites import Site
+
+PAGE = Path(__file__).parents[2] / "formats" / "report.md"
+Capture = pytest.CaptureFixture[str]
+
+
+def report(host: str = "node1", generation: int = 7, state: str = "current", held: tuple[int, ...] = ()) -> Report:
+    return Report(
+        host=host,
+        mountpoint=b"/sw",
+        state=state,
+        generation=generation,
+        short_id="0123456789ab",
+        profile="nested",
+        held=held,
+    )
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    (tmp_path / "spool").mkdir()
+    return tmp_path / "spool"
+
+
+def put(spool: Path, one: Report, age: float = 0) -> None:
+    write_report(os.fsencode(spool), one)
+    when = time.time() - age
+    os.utime(spool / f"{one.host}.json", (when, when))
+
+
+def test_the_file_is_that_of_the_page() -> None:
+    keys = re.findall(r"(?m)^\| `(\w+)` \|", PAGE.read_text())
+    assert list(json.loads(report().encode())) == keys
+    assert decode_report(report().encode(), b"spool/node1.json") == report()
+
+
+def test_what_is_too_much_is_cut() -> None:
+    long = Report(
+        host="h",
+        mountpoint=b"/" + b"\xff" * 4000,
+        state="degraded",
+        generation=1,
+        short_id="",
+        profile="none",
+        held=tuple(range(1, 1000)),
+        problems=("\U0001f600" * 500,) * 50,
+    )
+    data = long.encode()
+    assert len(data) < REPORT_SIZE_MAX
+    found = decode_report(data, b"h.json")
+    assert (found.mountpoint, found.held, len(found.problems)) == (long.mountpoint, tuple(range(1, 65)), 8)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_report_or_an_error(data: bytes) -> None:
+    try:
+        decode_report(data, b"node1.json")
+    except StoreError:
+        return
+
+
+@given(st.data())
+def test_a_report_with_anything_in_a_key_is_one_or_an_error(data: st.DataObject) -> None:
+    fields = json.loads(report().encode())
+    key = data.draw(st.sampled_from(sorted(fields)))
+    values = st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.lists(st.integers(), max_size=3)
+    fields[key] = data.draw(values)
+    try:
+        found = decode_report(json.dumps(fields).encode(), b"node1.json")
+    except StoreError:
+        return
+    assert found.host == "node1"
+    assert found.state in STATES
+
+
+def test_names_of_hosts() -> None:
+    assert host_name("a.b-c_1") == "a.b-c_1"
+    assert host_name("../../etc") == "_._.._etc"
+    for odd in ("", "..", ".x", "a/b", "é" * 300, "\udcff"):
+        name = host_name(odd)
+        assert re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}", name), odd
+
+
+def test_a_hostile_spool(spool: Path, tmp_path: Path) -> None:
+    put(spool, report("good"))
+    (spool / "link.json").symlink_to(spool / "good.json")
+    os.mkfifo(spool / "fifo.json")
+    (spool / "dir.json").mkdir()
+    (spool / "large.json").write_bytes(b" " * (1 << 20))
+    (spool / "other.json").write_bytes(report("good").encode())
+    (spool / "deep.json").write_text("[" * 15000)
+    (spool / os.fsdecode(b"\xff.json")).write_text("{}")
+    (spool / ".hidden.json").write_text("x")
+    (spool / "note.txt").write_text("x")
+    found = read_spool(os.fsencode(spool))
+    assert [heard.report.host for heard in found.heard] == ["good"]
+    wrong = {os.fsdecode(name) for name, _ in found.unreadable}
+    assert wrong == {"link.json", "fifo.json", "dir.json", "large.json", "other.json", "deep.json", "\udcff.json"}
+    assert "good" not in holders_of_older(found, 7)
+    assert "large" in holders_of_older(found, 7), "in doubt, in use"
+
+
+def test_the_sum_against_an_oracle(spool: Path) -> None:
+    chance = random.Random(1)
+    expected: dict[str, Standing] = {}
+    for number in range(60):
+        one = report(f"n{number}", chance.choice([5, 6, 7]), chance.choice(STATES), (chance.choice([4, 5]),))
+        age = chance.choice([0, 10_000])
+        put(spool, one, age)
+        expected[one.host] = (
+            Standing.LOST
+            if age
+            else Standing(one.state)
+            if one.state in ("degraded", "inactive")
+            else Standing.CURRENT
+            if one.generation == 7
+            else Standing.BEHIND
+        )
+    heard = read_spool(os.fsencode(spool)).heard
+    fleet = judge(heard, published=None, now=time.time(), lost=3600)
+    assert fleet.published == 7
+    assert {host: standing for host, (standing, _) in fleet.hosts.items()} == expected
+    for number, hosts in fleet.holders().items():
+        assert hosts == sorted(one.report.host for one in heard if number in (one.report.generation, *one.report.held))
+
+
+def test_the_verb(spool: Path, tmp_path: Path, capsys: Capture) -> None:
+    put(spool, report("a"))
+    assert main(["fleet", str(spool)]) == 0
+    assert capsys.readouterr().out == "generation 7: 1 hosts: 1 current\n"
+    put(spool, report("b", 6, "behind", (5,)))
+    put(spool, report("c"), 7200)
+    metrics = tmp_path / "fleet.prom"
+    assert main(["fleet", str(spool), "--metrics", str(metrics)]) == 21
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("behind: b: generation 6, reported ")
+    assert lines[1].startswith("lost: c: generation 7, reported ")
+    assert lines[2:4] == ["generation 5 is still had by 1: b", "generation 6 is still had by 1: b"]
+    assert 'mkmeta_fleet_hosts{standing="lost"} 1\n' in metrics.read_text()
+    put(spool, report("d", 7, "degraded"))
+    (spool / "e.json").write_text("{")
+    assert main(["fleet", str(spool), "--json"]) == 22
+    messages = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [message["message_type"] for message in messages] == ["host"] * 4 + ["unreadable", "summary"]
+    assert messages[-1]["holders"] == [{"generation": 5, "hosts": 1}, {"generation": 6, "hosts": 1}]
+    assert main(["fleet", str(tmp_path / "none")]) == 1
+    assert "cannot be listed" in capsys.readouterr().err
+
+
+def test_two_thousand_hosts(spool: Path, capsys: Capture) -> None:
+    for number in range(2000):
+        (spool / f"n{number}.json").write_bytes(report(f"n{number}").encode())
+    assert main(["fleet", str(spool)]) == 0
+    assert "2000 current" in capsys.readouterr().out
+
+
+def test_a_report_of_a_host_without_a_layer(spool: Path, tmp_path: Path) -> None:
+    (tmp_path / "sw").mkdir()
+    call = ["status", str(tmp_path / "sw"), "--run-dir", str(tmp_path / "run"), "--report", str(spool)]
+    assert main(call) == 20
+    (heard,) = read_spool(os.fsencode(spool)).heard
+    assert (heard.report.state, heard.report.generation) == ("inactive", 0)
+    assert main([*call[:-1], str(tmp_path / "none")]) == 1
+
+
+def test_retire_waits_for_hosts(tmp_path: Path, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = Site(tmp_path / "site")
+    site.configure(f'reports = "{spool}"\n')
+    site.make("paint/v2")
+    site.call("release", "-q")
+    put(spool, report("a", 1))
+    put(spool, report("off", 0, "inactive"))
+    done = site.call("release", "--retire", "grp/paint/v1", "--after", "0", check=25)
+    assert "1 hosts still have, or may have, what was retired: a" in done.err
+    naps = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            put(spool, report("a", site.pointer.generation))
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    site.make("paint/v3")
+    site.call("release", "-q", "grp/paint/v3")
+    site.call("release", "-q", "--retire", "grp/paint/v2")
+    assert naps == [1, 2, 4]
