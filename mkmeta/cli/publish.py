@@ -29,7 +29,7 @@ forget the names they did not find: do that when something was added to the volu
 _EPILOG = """\
 The last line on stdout is the ID of the published manifest. Whoever can write to the pointer's directory decides what
 clients mount. The pointer and the manifests beside it get the permissions your umask leaves: clients must be able to
-read them.
+read them. The directory is made, if the one above is there and not empty: then the volume is mounted.
 
 examples:
   mkmeta scan /mnt/sw --select 'grp/*/v*/lib' -o sw.mkm
