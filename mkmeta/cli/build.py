@@ -58,8 +58,8 @@ With --format composefs, MANIFEST may also be composefs-dump(5) text. It becomes
 mkcomposefs 1.0.8 makes of the text, or of what `mkmeta dump` says of a manifest: a complete tree, with no fall-through.
 
 With --store, it becomes the next numbered generation of a store instead: a directory that keeps several layers, from
-which `mkmeta activate` mounts and `mkmeta gc` removes. The store is made if it does not exist, with the directory that it
-goes into. The new generation is the current one; when the newest generation is that manifest already, nothing is built.
+which `mkmeta activate` mounts and `mkmeta gc` removes. The store is made if it does not exist, with the directory above
+it. The new generation is the current one; when the newest generation is that manifest already, nothing is built.
 """
 
 _EPILOG = """\
