@@ -36,6 +36,7 @@ examples:
   mkmeta scan /mnt/sw --select 'grp/*/v*/lib' -o sw.mkm
   mkmeta build sw.mkm --store /var/lib/mkmeta/sw
   mkmeta activate /var/lib/mkmeta/sw /sw --lower /mnt/sw
+  mkmeta init /mnt/sw                                       all that in one file, for --config FILE
 
 `mkmeta VERB --help` explains a verb, with its exit codes.
 """

@@ -75,6 +75,19 @@ def test_what_doctor_finds_is_beside_its_key(
     assert "all is well" not in text
 
 
+def test_an_ordinary_user_has_places_of_his_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, name in (("XDG_CONFIG_HOME", "config"), ("XDG_DATA_HOME", "data"), ("HOME", "home")):
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid or 12345)
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "config").mkdir()
+    assert main(["init", str(tmp_path / "volume")]) == 0
+    config = read_config(os.fsencode(tmp_path / "config/mkmeta/volume.toml"))
+    assert config.store == os.fsencode(tmp_path / "data/mkmeta/volume")
+    assert config.mount_point == os.fsencode(tmp_path / "home/volume")
+    assert config.userxattr is True
+
+
 def test_to_stdout(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert main(["init", str(tmp_path), "--name", "x", "-o", "-"]) == 0
     assert parse_config(capfdbinary.readouterr().out, b"-").volume == os.fsencode(tmp_path)
