@@ -7,6 +7,7 @@ import os
 
 from mkmeta.build import BuildOptions, BuildResult, build, check_id, sink_for
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.build_room import check_room
 from mkmeta.cli.composefs import (
     COMPOSEFS,
     add_composefs_arguments,
@@ -68,6 +69,7 @@ image one with its digest. Of a composefs-dump text, the digest is the last line
 
 examples:
   mkmeta build sw.mkm /srv/layers/sw
+  mkmeta build sw.mkm /srv/layers/sw --dry-run                     is there room for it?
   mkmeta build --swap --expect-id $ID sw.mkm /srv/layers/sw        replace the layer, keep the old one
   mkmeta build --userxattr sw.mkm layer                            for mounts in user namespaces
   ssh publisher cat sw.mkm | mkmeta build - /srv/layers/sw
@@ -122,6 +124,12 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="if DEST is a layer, exchange it with the new one in one step; a tree becomes DEST.old-ID, an image goes",
     )
     parser.add_argument(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="say what space and how many inodes the layer takes, and whether they are free; write nothing",
+    )
+    parser.add_argument(
         "--discard", action="store_true", help="with --swap: remove the old layer instead of keeping it"
     )
     parser.add_argument("--expect-id", metavar="ID", type=_manifest_id, help="build this manifest and no other")
@@ -169,6 +177,8 @@ def run(args: argparse.Namespace) -> int:
     """Builds a layer and reports it."""
     _check(args)
     if args.format == COMPOSEFS and (text := open_dump(args)) is not None:
+        if args.dry_run:
+            raise UsageError("--dry-run is for manifests", hint="mkcomposefs text says nothing of itself at its begin")
         return run_dump(args, text)
     options = BuildOptions(
         kind=LayerKind.EROFS if args.format == COMPOSEFS else LayerKind(args.format),
@@ -191,6 +201,9 @@ def run(args: argparse.Namespace) -> int:
         def progress(done: int, _total: int) -> None:
             line.update(done)
 
+        if args.dry_run:
+            check_id(reader, options.expect_id)
+            return int(check_room(reader, args))
         if args.format == COMPOSEFS:
             _report(build_composefs(reader, options, args, progress), args.dest, args)
         elif args.store is None:

@@ -15,6 +15,7 @@ from mkmeta.cli.config_option import Listed, add_config
 from mkmeta.cli.manifest_output import check_stdout
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.pattern_file import read_pattern_file
+from mkmeta.cli.preview import add_preview_arguments, run_preview, show_preview
 from mkmeta.cli.progress import ProgressLine
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.config_keys import inline_rule
@@ -25,6 +26,7 @@ from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import WORKERS_MAX
 from mkmeta.model import Counts, DigestName, HardLinks
 from mkmeta.pattern import remark
+from mkmeta.scanner.preview import Preview
 from mkmeta.scanner.scan import OnError, ScanOptions, ScanReport, scan
 from mkmeta.workers import available_processors
 
@@ -65,6 +67,7 @@ _EPILOG = """\
 examples:
   mkmeta scan /mnt/sw -o sw.mkm
   mkmeta scan /mnt/sw --select 'grp/*/v*/lib' --select 'tools/**/python' -o sw.mkm
+  mkmeta scan /mnt/sw --select 'grp/*/v*/lib' --dry-run --estimate            what that would be
   find-releases | mkmeta scan /mnt/sw --select-from - --digest none -o sw.mkm
   mkmeta scan --config /etc/mkmeta/sw.toml
   mkmeta scan /mnt/sw --inline 64K -o sw.mkm                                 small files travel in the manifest
@@ -159,6 +162,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="with --inline: also of files that not everybody may read. Without, they are left out, for whoever can "
         "read a manifest, or an image made of it, can read all contents in it, whatever modes say",
     )
+    add_preview_arguments(parser)
     again = parser.add_argument_group("scanning again")
     again.add_argument(
         "--base",
@@ -215,9 +219,25 @@ def run(args: argparse.Namespace) -> ExitCode:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(ManifestReader.open(args.base)) if args.base is not None else None
-        report = _run(args, _options(args, base), to_stdout=to_stdout)
+        options = _options(args, base)
+        total = base.root.directory.entries if base is not None and not args.only else None
+        if args.dry_run or args.estimate:
+            if args.only:
+                raise UsageError(f"--{'dry-run' if args.dry_run else 'estimate'} does not go with --only")
+            found = run_preview(args, options)
+            if args.dry_run:
+                return _end_of_preview(args, found)
+            total = found.content.entries if found.content is not None else total
+        report = _run(args, options, to_stdout=to_stdout, total=total)
     _show(args, report, time.monotonic() - started, to_stdout)
     return ExitCode.INCOMPLETE if report.left_out else ExitCode.DONE
+
+
+def _end_of_preview(args: argparse.Namespace, found: Preview) -> ExitCode:
+    _show_unmatched(args, {"select": found.unmatched, "hide": found.unmatched_hide})
+    _check_strict(args, found.unmatched)
+    show_preview(args, found)
+    return ExitCode.INCOMPLETE if found.left_out else ExitCode.DONE
 
 
 def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptions:
@@ -254,27 +274,32 @@ def _options(args: argparse.Namespace, base: ManifestReader | None) -> ScanOptio
     )
 
 
-def _run(args: argparse.Namespace, options: ScanOptions, *, to_stdout: bool) -> ScanReport:
+def _run(args: argparse.Namespace, options: ScanOptions, *, to_stdout: bool, total: int | None) -> ScanReport:
+    """`total`: about how many entries there are, if that is known."""
     if to_stdout:
         with spooled_output(sys.stdout.buffer) as stream:
-            return _scan(args, options, stream)
+            return _scan(args, options, stream, total)
     _check_outside(args.output, args.root)
     if "output" in args.from_config:  # the place that `mkmeta init` chose, on a host that has nothing yet
         make_directory(os.path.dirname(args.output))
     with atomic_output(args.output) as stream:
-        return _scan(args, options, stream)
+        return _scan(args, options, stream, total)
 
 
-def _scan(args: argparse.Namespace, options: ScanOptions, stream: BinaryIO) -> ScanReport:
-    with ProgressLine(args, "scan") as line:
+def _scan(args: argparse.Namespace, options: ScanOptions, stream: BinaryIO, total: int | None) -> ScanReport:
+    with ProgressLine(args, "scan", total=total) as line:
         report = scan(options, stream, _Observer(line, args.verbose) if line.visible or args.verbose else None)
-    if args.strict and report.unmatched:
+    _check_strict(args, report.unmatched)
+    return report
+
+
+def _check_strict(args: argparse.Namespace, unmatched: tuple[bytes, ...]) -> None:
+    if args.strict and unmatched:
         raise NothingSelectedError(
-            f"{_unmatched_text(report.unmatched[0])}; with --strict, every pattern has to match something",
+            f"{_unmatched_text(unmatched[0])}; with --strict, every pattern has to match something",
             path=args.root,
             hint="nothing was written; correct the pattern, or leave out --strict",
         )
-    return report
 
 
 class _Observer:
@@ -304,9 +329,7 @@ def _show(args: argparse.Namespace, report: ScanReport, seconds: float, to_stdou
     if args.json:
         for path, why in report.left_out:
             emit("left_out", **path_fields(path), reason=why)
-        for option, patterns in unmatched.items():
-            for pattern in patterns:
-                emit("unmatched", option=option, **path_fields(pattern, "pattern"), hint=remark(pattern))
+        _show_unmatched(args, unmatched)
         emit(
             "summary",
             id=manifest_id,
@@ -319,15 +342,22 @@ def _show(args: argparse.Namespace, report: ScanReport, seconds: float, to_stdou
         return
     for path, why in report.left_out:
         note(f"left out: {printable(path)}: {why}")
-    for option, patterns in unmatched.items():
-        for pattern in patterns:
-            note(_unmatched_text(pattern, option))
+    _show_unmatched(args, unmatched)
     if report.base_is_from_the_future:
         note("not trusted: the base, which a clock that was ahead made later than now; everything was read again")
     if not args.quiet:
         for line in _summary(report, seconds):
             note(line)
     print(manifest_id, file=sys.stderr if to_stdout else sys.stdout)
+
+
+def _show_unmatched(args: argparse.Namespace, unmatched: dict[str, tuple[bytes, ...]]) -> None:
+    for option, patterns in unmatched.items():
+        for pattern in patterns:
+            if args.json:
+                emit("unmatched", option=option, **path_fields(pattern, "pattern"), hint=remark(pattern))
+            else:
+                note(_unmatched_text(pattern, option))
 
 
 def _unmatched_text(pattern: bytes, option: str = "select") -> str:

@@ -93,7 +93,10 @@ class Diagnosis:
                 counts = os.fstatvfs(self.fd)
                 if counts.f_files and not counts.f_favail:
                     return "no inodes are free: make room, or make a filesystem with more of them (mkfs.ext4 -N)"
-                return f"{counts.f_bavail * counts.f_frsize >> 10} KiB are free: make room, then build again"
+                free = counts.f_bavail * counts.f_frsize >> 10
+                return (
+                    f"{free} KiB are free: make room, then build again; mkmeta build --dry-run says how much it takes"
+                )
             case errno.EDQUOT:
                 return "the quota is used up: make room or raise it, then build again"
             case errno.EFBIG:
