@@ -61,7 +61,7 @@ class ManifestWriter:
         self._position = 0
         self._frames: list[FrameRow] = []
         self._adopted = 0  # frames
-        self._adopted_rows: Iterable[bytes] = ()  # of the object table, ascending; read when the own is written
+        self._donor: ManifestReader | None = None  # whose object table is read again when the own one is written
         self._table = ExternalSorter()
         self._recent = bytearray(_RECENT_SLOTS * DIGEST_SIZE)
         self._compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True)
@@ -88,7 +88,7 @@ class ManifestWriter:
             self._frames.append(FrameRow(self._position, len(data), size))
             self.write(data)
         self._adopted = len(self._frames)
-        self._adopted_rows = reader.object_rows()
+        self._donor = reader
         for record in reader.object_rows():
             self._is_recent(record[:DIGEST_SIZE])
 
@@ -189,7 +189,7 @@ class ManifestWriter:
         object_table = self._position
         objects = 0
         previous = b""
-        for record in merge(self._adopted_rows, self._table):
+        for record in merge(self._donor.object_rows() if self._donor is not None else (), self._table):
             if record[:32] != previous:
                 previous = record[:32]
                 objects += 1

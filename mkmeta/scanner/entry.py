@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
@@ -126,7 +127,10 @@ class EntryReader:
         if not self.rules.inlining.wants(mode, xattrs):
             return
         if self.allows_everybody(prefix, name, Access.READ):
+            started, worked = time.perf_counter(), time.thread_time()
             self.collector.add(digest, content)
+            # The rest is waiting for others, and for the parent to take what there is: more lanes would only wait too
+            self.hasher.queued += time.perf_counter() - started - (time.thread_time() - worked)
         else:
             self.collector.close(digest)
 

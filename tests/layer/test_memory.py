@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -40,7 +41,7 @@ class Nowhere:
     def __enter__(self): return self
     def __exit__(self, *_): pass
     def begin(self, root, inodes): pass
-    def writer(self, counts, links): return self
+    def writer(self, counts, links, contents): return self
     def directory(self, path, node, children):
         for _ in children: pass
     def links(self, rows):
@@ -142,3 +143,20 @@ def test_a_wide_directory(tmp_path: Path, siblings: Siblings) -> None:
     assert mkmeta("build", "-q", manifest, tmp_path / "layer") < WIDEST
     assert mkmeta("verify", "-q", tmp_path / "layer", "--manifest", manifest) < WIDEST
     assert mkmeta("diff", manifest, tmp_path / "layer") < WIDEST
+
+
+@pytest.mark.slow
+def test_contents_pass_through(tmp_path: Path) -> None:
+    """80 MB of them: scanned, scanned again, built, checked."""
+    random, volume = Random(1), tmp_path / "volume"
+    for directory in range(1000):
+        (volume / f"d{directory}").mkdir(parents=True)
+        for number in range(20):
+            (volume / f"d{directory}/f{number}").write_bytes(random.randbytes(4000))
+    first, again = tmp_path / "first.mkm", tmp_path / "again.mkm"
+    assert mkmeta("scan", volume, "-q", "-j", "2", "--inline", "64K", "-o", first) < 1.5 * HARMLESS
+    assert mkmeta("scan", volume, "-q", "-j", "2", "--base", first, "-o", again) < 1.5 * HARMLESS
+    assert mkmeta("scan", volume, "-q", "--base", first, "--only", "d1", "-o", again) < 1.5 * HARMLESS
+    assert mkmeta("build", "-q", "--format", "erofs", again, tmp_path / "image") < HARMLESS
+    assert mkmeta("build", "-q", again, tmp_path / "layer") < HARMLESS
+    assert mkmeta("show", "--check", again) < HARMLESS
