@@ -47,7 +47,7 @@ class Doctor:
             assert (check["hint"] is None) == (check["level"] == "ok"), check
             if check["id"] not in found or order.index(check["level"]) > order.index(found[check["id"]]["level"]):
                 found[check["id"]] = check
-        assert summary.pop("message_type") == "summary"
+        assert (summary.pop("message_type"), summary.pop("verb")) == ("summary", "doctor")
         assert sum(summary.values()) == len(checks)
         assert bool(summary["failures"]) == (code == 23)
         return found
