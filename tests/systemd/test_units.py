@@ -14,7 +14,7 @@ import pytest
 
 from tests.systemd.machine import TARGET, TOP, Machine
 
-pytestmark = pytest.mark.needs("root", "overlay", "loop mounts", "trusted xattrs", "living systemd")
+pytestmark = pytest.mark.needs("root", "overlay", "loop mounts", "EROFS mounts", "trusted xattrs", "living systemd")
 
 EXAMPLES = TOP / "examples" / "systemd"
 MKMETA = "/opt/mkmeta/bin/mkmeta"
@@ -130,6 +130,11 @@ def test_a_client_from_boot_to_boot(machine: Machine) -> None:
     machine.wait_for(LAYER, "active")
     assert generation(machine) == 2
     assert machine.run("cat", "/sw/grp/v2/tool") == "v2"
+    machine.run("sh", "-c", "echo 'format = \"erofs\"' >>/etc/mkmeta/sw.toml")  # from now on, layers are images
+    publish(machine, "v3")
+    machine.wait_until(lambda: generation(machine) == 3, "no switch by the timer")
+    assert machine.run("findmnt", "-t", "erofs", "-no", "FSTYPE") == "erofs"
+    assert machine.run("cat", "/sw/grp/v3/tool") == "v3"
     machine.shut_down()
 
 
