@@ -20,7 +20,7 @@ GROUPS: Final = {
     "compile": ("scan", "build", "merge", "prune", "import"),
     "inspect": ("show", "ls", "dump", "diff", "explain", "verify"),
     "serve": ("activate", "rollback", "refresh", "deactivate", "gc"),
-    "publish": ("release", "publish", "fleet"),
+    "publish": ("release", "watch", "publish", "fleet"),
     "observe": ("status", "observe", "suggest", "predict", "promote"),
 }
 VERBS: Final = tuple(verb for verbs in GROUPS.values() for verb in verbs)

@@ -20,7 +20,7 @@ from mkmeta.scanner.scan import OnError
 _WAIT: Final = 600  # seconds for others who publish: each reads a release, and may build a layer
 
 # All that a publisher takes from the layer file: nothing of it can be given here
-_KEYS: Final = (
+KEYS: Final = (
     *("volume", "manifest", "store", "pointer", "select", "hide", "drop-xattr", "digests", "hard-links"),
     *("format", "redirect-prefix", "userxattr", "no-verity", "marker", "staging", "reports"),
 )
@@ -110,7 +110,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "subtree out, which then falls through (the default without)",
     )
     add_wait(parser, default=_WAIT)
-    add_config(parser, {key: key for key in _KEYS})
+    add_config(parser, {key: key for key in KEYS})
     parser.set_defaults(run=run)
 
 

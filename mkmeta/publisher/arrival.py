@@ -105,10 +105,13 @@ class Clock:
     margin: float  # seconds by which it may be wrong
 
 
-def clock_of(volume_fd: int, directory: bytes) -> Clock:
-    """The server's clock, by a file made for a moment in a directory of the volume; ours where that is elsewhere."""
+def clock_of(device: int, directory: bytes) -> Clock:
+    """The server's clock, by a file made for a moment in a directory of the volume, which is the filesystem `device`.
+
+    Ours where the directory is elsewhere, or cannot be written to.
+    """
     with contextlib.suppress(OSError):
-        if os.stat(directory).st_dev == os.fstat(volume_fd).st_dev:
+        if os.stat(directory).st_dev == device:
             name = os.path.join(directory, b".mkmeta-clock-" + secrets.token_hex(4).encode())
             fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:

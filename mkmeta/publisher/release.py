@@ -96,12 +96,34 @@ def release(site: Site, request: Request, tell: Callable[[Step], None] = lambda 
     Raises UnfinishedError, ChangedError, NothingSelectedError for what is to be retired and is not recorded,
     LockedError, and as scan, build and publish do. The pointer is then as it was.
     """
+    with _locked(site), contextlib.ExitStack() as stack:
+        return _Run(site, request, tell, stack).run()
+
+
+def announce_again(site: Site, changed_ns: int) -> bool:
+    """Has hosts forget the names they did not find, when some came or went after the pointer was written.
+
+    `changed_ns`: when, by the clock of the volume, which has the pointer too; elsewhere nothing is known, and done.
+    Returns whether the pointer was written. Raises LockedError, and as publishing does.
+    """
+    with _locked(site), contextlib.ExitStack() as stack:
+        try:
+            pointer = os.stat(site.pointer)
+            if pointer.st_dev != os.stat(site.root).st_dev or changed_ns < pointer.st_mtime_ns:
+                return False
+        except FileNotFoundError:
+            pass  # not published yet
+        run = _Run(site, Request(), lambda _step: None, stack)
+        base = run._base()
+        return base is not None and run._publish(run._build(base), again=True).written
+
+
+def _locked(site: Site) -> contextlib.AbstractContextManager[int]:
+    """The lock of those who publish."""
     directory, name = os.path.split(os.path.realpath(site.manifest))
     if not os.path.isdir(directory):
         raise MkmetaError("the directory it goes into does not exist", path=site.manifest, hint="make it first")
-    lock = held(os.path.join(directory, b".%b.lock" % name), "release", wait=site.wait, note=site.note)
-    with lock, contextlib.ExitStack() as stack:
-        return _Run(site, request, tell, stack).run()
+    return held(os.path.join(directory, b".%b.lock" % name), "release", wait=site.wait, note=site.note)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +221,9 @@ class _Run:
         found: dict[Coverage, list[bytes]] = {kind: [] for kind in Coverage}
         gone: list[bytes] = []
         forget: list[bytes] = []
-        clock = clock_of(volume, os.path.dirname(site.pointer)) if site.rules.quiet > 0 else Clock(0, 0.0)
+        clock = (
+            clock_of(os.fstat(volume).st_dev, os.path.dirname(site.pointer)) if site.rules.quiet > 0 else Clock(0, 0.0)
+        )
         with Looker(volume) as looker:
             for path in paths:
                 status = looker.look(path)

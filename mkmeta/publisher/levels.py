@@ -1,0 +1,188 @@
+"""One look at the growable levels of a volume: what is new, what is gone, what changed that should not have.
+
+The manifest is all there is to compare with, so that nothing is lost with a process that dies. Directories of the
+skeleton are listed, and the attributes taken that came with the listing: the root and those in it always, deeper ones
+if they lead to others of the skeleton, or may have changed since they were recorded. On NFS a listing is three
+requests: READDIR, ACCESS, GETATTR.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from mkmeta.codec.container import Location
+from mkmeta.errors import MkmetaError, printable, reason
+from mkmeta.linux.statx import Seen, known_of
+from mkmeta.linux.syscalls import open_beneath
+from mkmeta.manifest.cursor import Recorded
+from mkmeta.manifest.reader import ManifestReader
+from mkmeta.model import Directory, DirectoryKind, type_name
+from mkmeta.pattern import Patterns, State
+from mkmeta.scanner.base import TRUST_MARGIN
+from mkmeta.scanner.looking import SILLY_RENAMED, SNAPSHOT_NAME
+
+REQUESTS_PER_LISTING: Final = 3
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass
+class Looked:
+    """What a look found. Paths are relative to the volume."""
+
+    new: list[bytes] = field(default_factory=list)
+    gone: list[bytes] = field(default_factory=list)
+    changed: list[tuple[bytes, str]] = field(default_factory=list)  # what was published, and what happened to it
+    unreadable: list[tuple[bytes, str]] = field(default_factory=list)
+    listed: int = 0  # directories
+    last_change_ns: int = 0  # of a directory in which names came or went, by the server's clock
+    recorded_at_top: int = 0
+
+
+class _Level(NamedTuple):
+    path: bytes
+    directory: Directory | None  # None: nothing in it is recorded
+    facts: Location | None
+    state: State
+
+
+def look_at_levels(
+    volume_fd: int, reader: ManifestReader, *, skip: bytes | None = None, max_rate: float | None = None
+) -> Looked:
+    """Looks at the volume, open as `volume_fd`, beside a manifest; `skip` is a path that is nobody's release.
+
+    `max_rate`: requests per second. Raises FormatError, and MkmetaError when the root cannot be listed.
+    """
+    return _Look(volume_fd, reader, skip, max_rate).run()
+
+
+class _Look:
+    def __init__(self, volume_fd: int, reader: ManifestReader, skip: bytes | None, max_rate: float | None) -> None:
+        self._fd = volume_fd
+        self._reader = reader
+        self._skip = skip
+        self._max_rate = max_rate
+        self._select = Patterns(reader.info.select or (b"*",))
+        self._hide = Patterns(reader.info.hide)
+        self._left_out = dict(reader.info.left_out)
+        self._trusted_before = reader.info.created - TRUST_MARGIN
+        self._found = Looked()
+
+    def run(self) -> Looked:
+        reader = self._reader
+        started = time.monotonic()
+        todo = [_Level(b"", reader.root.directory, reader.facts_place, self._select.start())]
+        while todo:
+            level = todo.pop()
+            try:
+                todo += self._list(level)
+            except OSError as error:
+                if not level.path:
+                    raise MkmetaError(f"the volume cannot be listed: {reason(error)}", path=b"/") from None
+                self._found.unreadable.append((level.path, reason(error)))
+            if self._max_rate:
+                due = self._found.listed * REQUESTS_PER_LISTING / self._max_rate
+                time.sleep(max(0.0, due - (time.monotonic() - started)))
+        for path in self._left_out:  # retired, or never recorded: when it is gone, that is to be forgotten
+            if self._is_missing(path):
+                self._found.gone.append(path)
+        return self._found
+
+    def _list(self, level: _Level) -> list[_Level]:
+        """Compares a directory with what is recorded in it. Returns those in it that are to be listed as well."""
+        fd = open_beneath(level.path, _DIRECTORY, dir_fd=self._fd)
+        try:
+            self._found.listed += 1
+            names = sorted(map(os.fsencode, os.listdir(fd)))
+            self._found.last_change_ns = max(self._found.last_change_ns, os.fstat(fd).st_ctime_ns)
+            return self._compare(level, names, lambda name: known_of(name, fd))
+        finally:
+            os.close(fd)
+
+    def _compare(self, level: _Level, names: list[bytes], look: Callable[[bytes], Seen]) -> list[_Level]:
+        below: list[_Level] = []
+        recorded = {entry.name: entry for entry in self._recorded(level)}
+        if not level.path:
+            self._found.recorded_at_top = len(recorded)
+        for name in names:
+            path = level.path + b"/" + name if level.path else name
+            entry = recorded.pop(name, None)
+            if path == self._skip:
+                continue
+            try:
+                seen = look(name)
+            except FileNotFoundError:  # gone since: the next look sees it
+                continue
+            state, matched = self._select.advance(level.state, name)
+            is_directory = stat.S_ISDIR(seen.mode)
+            matched = self._select.fitting(matched, is_directory=is_directory)
+            if entry is None:
+                if state and not matched and is_directory and self._has_left_out_below(path):
+                    below.append(_Level(path, None, None, state))
+                elif (matched or (state and is_directory)) and self._is_new(path, name, is_directory=is_directory):
+                    self._found.new.append(path)
+            elif isinstance(entry.node, Directory) and entry.node.kind is DirectoryKind.MERGE and is_directory:
+                deeper = _Level(path, entry.node, entry.facts, state)
+                if not level.path or self._may_have_changed(entry, seen) or self._leads_on(deeper):
+                    below.append(deeper)
+            else:
+                self._check(path, entry, seen)
+        for name in recorded:
+            self._found.gone.append(level.path + b"/" + name if level.path else name)
+        return below
+
+    def _recorded(self, level: _Level) -> Iterator[Recorded]:
+        if level.directory is None:
+            return iter(())
+        return self._reader.recorded(level.directory, level.path, level.facts)
+
+    def _leads_on(self, level: _Level) -> bool:
+        """Whether there are directories of the skeleton in it."""
+        for entry in self._recorded(level):
+            if isinstance(entry.node, Directory) and entry.node.kind is DirectoryKind.MERGE:
+                return True
+        return False
+
+    def _may_have_changed(self, entry: Recorded, seen: Seen) -> bool:
+        return (entry.inode, entry.change_time) != (seen.inode, seen.change_time_ns) or (
+            entry.change_time >= self._trusted_before
+        )
+
+    def _is_new(self, path: bytes, name: bytes, *, is_directory: bool) -> bool:
+        """Whether what is not recorded should be, by its name."""
+        if SILLY_RENAMED.fullmatch(name) or (name == SNAPSHOT_NAME and is_directory):
+            return False
+        if self._hide.first_match(path, is_directory=is_directory) is not None:
+            return False
+        return path not in self._left_out
+
+    def _has_left_out_below(self, path: bytes) -> bool:
+        return any(one.startswith(path + b"/") for one in self._left_out)
+
+    def _check(self, path: bytes, entry: Recorded, seen: Seen) -> None:
+        """Something that nobody should change any more."""
+        if stat.S_IFMT(seen.mode) != stat.S_IFMT(entry.node.mode):
+            was, now = type_name(entry.node.mode), type_name(seen.mode)
+            self._found.changed.append((path, f"is a {now}, was a {was}"))
+        elif entry.inode and entry.inode != seen.inode:
+            self._found.changed.append((path, "was replaced"))
+        elif entry.inode and entry.change_time != seen.change_time_ns:
+            self._found.changed.append((path, "was changed after it was published"))
+
+    def _is_missing(self, path: bytes) -> bool:
+        try:
+            os.close(open_beneath(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._fd))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def shown(rows: list[tuple[bytes, str]]) -> list[str]:
+    """Rows for people."""
+    return [f"{printable(path)}: {text}" for path, text in rows]

@@ -1,0 +1,112 @@
+"""The safety net for publishers that call no hook: looks at the volume, and takes what `mkmeta release` would.
+
+Nothing is remembered from pass to pass: the manifest says what is published, the pointer when. Two watchers look at the
+same, and the lock of `release` has the second find nothing new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mkmeta.errors import LockedError, MkmetaError, printable
+from mkmeta.linux.private_mount import open_private
+from mkmeta.manifest.reader import ManifestReader
+from mkmeta.publisher.arrival import clock_of, topmost, why_unfinished
+from mkmeta.publisher.levels import Looked, look_at_levels
+from mkmeta.publisher.release import Released, Request, announce_again, release
+from mkmeta.publisher.site import Site
+from mkmeta.scanner.scan import OnError
+
+
+@dataclass
+class Pass:
+    """What one pass saw and did."""
+
+    looked: Looked = field(default_factory=Looked)
+    private: bool = False  # through a mount of its own
+    waiting: list[tuple[bytes, str]] = field(default_factory=list)  # not complete yet, and why
+    failed: list[tuple[bytes, str]] = field(default_factory=list)  # could not be published, and why
+    taken: list[bytes] = field(default_factory=list)  # new or gone, and published
+    published: int = 0  # how often the pointer was written
+
+
+def watch_once(
+    site: Site, *, max_rate: float | None, dry_run: bool = False, say: Callable[[str], None] = lambda _text: None
+) -> Pass:
+    """One pass. Raises MkmetaError when the volume or the manifest cannot be read, or most of it seems to be gone."""
+    done = Pass()
+    if not os.path.lexists(site.manifest):
+        if not dry_run:
+            _count(done, release(site, Request(on_error=OnError.LEAVE_OUT)))
+        return done
+    try:
+        volume, done.private = open_private(site.root)
+    except OSError as error:
+        raise MkmetaError(f"the volume cannot be opened: {error.strerror}", path=site.root) from None
+    try:
+        with ManifestReader.open(site.manifest) as reader:
+            done.looked = look_at_levels(volume, reader, skip=_pointer_directory(site), max_rate=max_rate)
+        _check_there(site, done.looked)
+        clock = clock_of(os.stat(site.root).st_dev, os.path.dirname(site.pointer))
+        complete = []
+        for path in done.looked.new:
+            why = why_unfinished(volume, path, site.rules, clock)
+            if why is None:
+                complete.append(path)
+            else:
+                done.waiting.append((path, why))
+    finally:
+        os.close(volume)
+    paths = topmost([*complete, *done.looked.gone])
+    if not dry_run:
+        _take(site, paths, done, say)
+        if not done.published:
+            with contextlib.suppress(LockedError):  # who publishes just now tells the hosts as well
+                done.published += announce_again(site, done.looked.last_change_ns)
+    return done
+
+
+def _pointer_directory(site: Site) -> bytes | None:
+    """The path on the volume of the directory that we write to ourselves."""
+    root, directory = os.path.realpath(site.root), os.path.realpath(os.path.dirname(site.pointer))
+    return directory[len(root) + 1 :] if directory.startswith(root + b"/") else None
+
+
+def _check_there(site: Site, looked: Looked) -> None:
+    """Raises MkmetaError when so much is gone that it is rather the volume that is not there."""
+    at_top = sum(b"/" not in path for path in looked.gone)
+    if at_top and 2 * at_top > looked.recorded_at_top and looked.recorded_at_top > 1:
+        raise MkmetaError(
+            f"{at_top} of {looked.recorded_at_top} names at the top are gone: nothing is taken out of the layer",
+            path=site.root,
+            hint="see whether the volume is mounted; if that is right: mkmeta release",
+        )
+
+
+def _take(site: Site, paths: tuple[bytes, ...], done: Pass, say: Callable[[str], None]) -> None:
+    """Publishes all at once; if that fails, each by itself: one that is broken does not keep back the others."""
+    if not paths:
+        return
+    try:
+        _count(done, release(site, Request(paths=paths), lambda step: say(f"{step.name}: {step.text}")), paths)
+        return
+    except LockedError:
+        raise
+    except MkmetaError as error:
+        if len(paths) == 1:
+            done.failed.append((paths[0], str(error)))
+            return
+    for path in paths:
+        try:
+            _count(done, release(site, Request(paths=(path,))), (path,))
+        except MkmetaError as error:
+            done.failed.append((path, str(error)))
+            say(f"not published: {printable(path)}: {error}")
+
+
+def _count(done: Pass, released: Released, paths: tuple[bytes, ...] = ()) -> None:
+    done.taken += paths
+    done.published += released.published is not None and released.published.written
