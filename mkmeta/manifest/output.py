@@ -67,7 +67,12 @@ def spooled_output(sink: IO[bytes]) -> Iterator[BinaryIO]:
     except OSError as error:
         raise temporary_space_error(error) from None
     with spool:
-        yield spool
+        try:
+            yield spool
+        except OSError as error:
+            if error.filename is not None:
+                raise  # the user of the stream met it elsewhere
+            raise temporary_space_error(error) from None
         spool.seek(0)
         shutil.copyfileobj(spool, sink, _BUFFER_SIZE)
         sink.flush()

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Final
 
 from mkmeta.errors import ExitCode, MkmetaError, UsageError, printable, reason
+from mkmeta.linux.names import list_names
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.model import NS, PATH_LIMIT
 from mkmeta.pattern import Patterns
@@ -165,14 +166,13 @@ def _why_not_quiet(volume_fd: int, path: bytes, status: os.stat_result, quiet: f
         directory = waiting.pop()
         fd = open_beneath(directory, _DIRECTORY, dir_fd=volume_fd)
         try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    seen = entry.stat(follow_symlinks=False)
-                    below = os.path.join(directory, os.fsencode(entry.name))
-                    if seen.st_ctime_ns > before_ns:
-                        return _changed(below, seen, now_ns)
-                    if stat.S_ISDIR(seen.st_mode):
-                        waiting.append(below)
+            for name in list_names(fd):
+                seen = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                below = os.path.join(directory, name)
+                if seen.st_ctime_ns > before_ns:
+                    return _changed(below, seen, now_ns)
+                if stat.S_ISDIR(seen.st_mode):
+                    waiting.append(below)
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 return f"changes: something went away ({reason(error)})"
