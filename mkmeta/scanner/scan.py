@@ -36,6 +36,7 @@ from mkmeta.scanner.base import (
     compact_size,
     is_compact,
 )
+from mkmeta.scanner.forecast import Forecast
 from mkmeta.scanner.gathering import Runs
 from mkmeta.scanner.inlining import InlineRule, Inlining, check_rules
 from mkmeta.scanner.looking import open_content
@@ -211,6 +212,7 @@ class _Scan:
         self._todo: list[Task | _Rest] = []  # a stack
         self._expected: dict[int, _Expected] = {}  # by task number
         self._tasks = 0
+        self._forecast = Forecast()
         self._lanes: dict[Worker, int] = {}
         self._matched: set[int] = set()
         self.matched_only: set[int] = set()
@@ -334,7 +336,8 @@ class _Scan:
     def _hand_out(self, pool: WorkerPool) -> None:
         """Gives tasks to workers that can take some: evenly, the most recent first."""
         for worker in pool.workers:
-            room = _TASKS_PER_WORKER + 2 * self._lanes.get(worker, 1) - worker.tasks
+            needed = 2 * self._lanes.get(worker, 1)
+            room = _TASKS_PER_WORKER + needed - worker.tasks
             share = -(-len(self._todo) // len(pool.workers))
             tasks: list[Task] = []
             while self._todo and len(tasks) < min(room, share):
@@ -344,7 +347,11 @@ class _Scan:
                     share = max(share, -(-len(self._todo) // len(pool.workers)))
                 elif self._expected[task.number].place.is_lost:
                     del self._expected[task.number]
+                elif worker.tasks + len(tasks) >= needed and not self._forecast.fits(task.path):
+                    self._todo.append(task)
+                    break
                 else:
+                    self._forecast.handed_out(task.number, task.path)
                     tasks.append(task)
             if tasks:
                 worker.tasks += len(tasks)
@@ -364,6 +371,7 @@ class _Scan:
         writer = self._writer
         for result in report.results():
             expected = self._expected.pop(result.task)
+            self._forecast.came_back(result.task, len(result.children) if isinstance(result, Partial) else 0)
             place = expected.place
             has_runs = isinstance(result, Same | Partial) and result.has_runs
             runs = Runs(worker.receive_file() if has_runs else None)
