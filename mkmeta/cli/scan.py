@@ -169,7 +169,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         metavar="MANIFEST",
         type=filled,
         help="an earlier manifest of ROOT: what has not changed since, by inode number, change time, mtime and size, "
-        "is not read again. Patterns and digests that are not given are those of the base",
+        "is not read again. Patterns, digests and rules for contents that are not given are those of the base",
     )
     again.add_argument(
         "--only",
