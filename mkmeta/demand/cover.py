@@ -60,15 +60,15 @@ class Cover:
         """The same with some of the others."""
         more = {one.path: one for one in added}
         chosen = sorted([*self.chosen, *more.values()], key=_best_first)
-        left = [one for one in self.left if not _is_within(one.path, more)]
+        left = [one for one in self.left if not is_within(one.path, more)]
         return replace(self, chosen=chosen, left=left, others=[one for one in self.others if one.path not in more])
 
     def with_selection(self, selected: Iterable[Choice]) -> Cover:
         """The same with a selection of others: of these, what may be taken beside it."""
         chosen = sorted(selected, key=_best_first)
         tops = {one.path for one in chosen}
-        around = _with_above(tops)
-        others = [one for one in self.others if one.path not in around and not _is_within(one.path, tops)]
+        around = with_above(tops)
+        others = [one for one in self.others if one.path not in around and not is_within(one.path, tops)]
         return replace(self, chosen=chosen, others=others)
 
     @property
@@ -129,7 +129,7 @@ def choose(
     """
     measured = dict(cost_of or {})
     refused: dict[bytes, str] = {}
-    written = _with_above(hot.written)
+    written = with_above(hot.written)
     for path in sorted(_possible(hot.misses, shape)):
         measure = measured.get(path) or shape.measure(path)
         measured[path] = measure
@@ -148,17 +148,17 @@ def choose(
     exact = picked is not None
     if picked is None:
         picked = _greedy(roots, wanted, max_cost)
-    gains = _gains(hot.misses, {one.path for one in picked})
+    gains = gains_of(hot.misses, {one.path for one in picked})
     chosen = [Choice(one.path, gains[one.path], one.cost) for one in picked]
     chosen.sort(key=_best_first)
     tops = {one.path for one in chosen}
-    around = _with_above(tops)
-    others = [path for path in costs if path in hot.misses and path not in around and not _is_within(path, tops)]
-    more = _gains(hot.misses, set(others))
+    around = with_above(tops)
+    others = [path for path in costs if path in hot.misses and path not in around and not is_within(path, tops)]
+    more = gains_of(hot.misses, set(others))
     rest = [
         Choice(path, more[path], costs[path])
         for path in sorted(others)
-        if not _is_within(path.rpartition(b"/")[0], more)
+        if not is_within(path.rpartition(b"/")[0], more)
     ]
     return Cover(chosen, _left(hot.misses, chosen, refused, max_cost), total, exact, rest)
 
@@ -167,13 +167,15 @@ def _best_first(choice: Choice) -> tuple[float, bytes]:
     return -choice.gain / choice.cost, choice.path
 
 
-def _is_within(path: bytes, tops: Container[bytes]) -> bool:
+def is_within(path: bytes, tops: Container[bytes]) -> bool:
+    """Whether a path is one of some directories, or in it."""
     while path and path not in tops:
         path = path.rpartition(b"/")[0]
     return bool(path)
 
 
-def _with_above(paths: Iterable[bytes]) -> set[bytes]:
+def with_above(paths: Iterable[bytes]) -> set[bytes]:
+    """Paths, and the directories above them."""
     found: set[bytes] = set()
     for path in paths:
         while path and path not in found:
@@ -223,7 +225,7 @@ def _forest(misses: Mapping[bytes, int], costs: Mapping[bytes, int], bonus: Mapp
     return roots
 
 
-def _gains(misses: Mapping[bytes, int], tops: set[bytes]) -> dict[bytes, int]:
+def gains_of(misses: Mapping[bytes, int], tops: set[bytes]) -> dict[bytes, int]:
     """The misses in and below directories that do not lie in each other."""
     gains = dict.fromkeys(tops, 0)
     for path, count in misses.items():

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from mkmeta.demand.cover import Choice, Hot, choose, settle
+from mkmeta.demand.cover import Choice, Hot, choose, gains_of, is_within, settle, with_above
 from mkmeta.demand.history import TRIALS_MAX, Held, History, forget
 from mkmeta.demand.patterns import Line, lines
 from mkmeta.demand.reading import FIRST_MISSES, Demand
@@ -90,8 +90,9 @@ def decide(
     """
     now = history.updated_ns
     changes: list[Change] = []
-    for path in sorted(set(matched) - history.selected()):
-        if shape.measure(path).refused is None and _top(path, history.selected()) is None:
+    known = history.selected()
+    for path in sorted(set(matched) - known):
+        if shape.measure(path).refused is None and not is_within(path, known):
             history.held[path] = Held(since_ns=now, seen_ns=now)
             changes.append(Change(path, added=True, why="it came, and a line selects it"))
     before = history.selected()
@@ -118,28 +119,27 @@ def decide(
     )
     chosen = {one.path: one for one in cover.chosen}
     room = policy.budget - cover.cost
-    rest = [path for path in kept if path not in chosen and _top(path, set(chosen)) is None]
-    for path in sorted(rest, key=lambda path: (-_weight(path, misses) / measured[path].entries, path)):
+    above, touched = with_above(chosen), with_above(written)
+    rest = {path for path in kept if path not in above and not is_within(path, chosen)}
+    gains = gains_of(misses, rest)
+    for path in sorted(rest, key=lambda path: (-gains[path] / measured[path].entries, path)):
         measure = measured[path]
-        why = measure.refused or ("it is written into" if any(_top(one, {path}) for one in written) else None)
-        if why is None and measure.entries <= room and not any(_top(one, {path}) for one in chosen):
-            chosen[path] = Choice(path, _weight(path, misses), measure.entries)
+        if measure.refused is None and path not in touched and measure.entries <= room:
+            chosen[path] = Choice(path, gains[path], measure.entries)
             room -= measure.entries
     for path in sorted(kept - chosen.keys()):
-        refused = measured[path].refused
-        changes.append(_drop(history, path, refused or _why_not_kept(path, chosen)))
+        why = measured[path].refused or ("it is written into" if path in touched else None)
+        changes.append(_drop(history, path, why or _why_not_kept(path, chosen, above)))
     found, unwritable, cover = lines(cover.with_selection(chosen.values()), shape, max_cost=policy.budget)
     chosen |= {one.path: one for one in cover.chosen}
     changes += [_add(history, path, chosen[path], policy) for path in sorted(chosen.keys() - kept)]
     return Outcome(cover.chosen, found, unwritable, changes)
 
 
-def _why_not_kept(path: bytes, chosen: Mapping[bytes, Choice]) -> str:
-    if _top(path, set(chosen)) is not None:
+def _why_not_kept(path: bytes, chosen: Mapping[bytes, Choice], above: set[bytes]) -> str:
+    if is_within(path, chosen):
         return "a directory above it is selected"
-    if any(_top(one, {path}) is not None for one in chosen):
-        return "a directory in it is enough"
-    return "others gain more for their inodes"
+    return "a directory in it is enough" if path in above else "others gain more for their inodes"
 
 
 def _drop(history: History, path: bytes, why: str) -> Change:
@@ -154,10 +154,6 @@ def _add(history: History, path: bytes, choice: Choice, policy: Policy) -> Chang
         held.trials = min(held.trials + 1, TRIALS_MAX)
     held.since_ns = held.seen_ns = now
     return Change(path, added=True, why=f"{choice.gain} misses, {choice.cost} inodes")
-
-
-def _weight(path: bytes, misses: Mapping[bytes, int]) -> int:
-    return sum(count for one, count in misses.items() if _top(one, {path}) is not None)
 
 
 def _top(path: bytes, tops: set[bytes]) -> bytes | None:

@@ -83,15 +83,15 @@ def simulate(products: int, releases: int, apps: int, hosts: int, days: int, *, 
         fade(history, now, policy)
         served = selected_by(text, site)
         asked = local = 0
-        for _ in range(hosts):
-            demand = Demand()
-            for product, release in chance.choice(running):
+        for number, times in sorted(Counter(chance.randrange(apps) for _ in range(hosts)).items()):
+            demand, count = Demand(), 100 * times  # hosts with the same program report the same
+            for product, release in running[number]:
                 path = b"grp/p%d/v%d/lib" % (product, release)
-                asked += 100
+                asked += count
                 if path in served or path.rpartition(b"/")[0] in served:
-                    local += 100
+                    local += count
                 else:
-                    demand.directories[path] = [100, 0, 0, 0, 0, 100, 0, 0]
+                    demand.directories[path] = [count, 0, 0, 0, 0, count, 0, 0]
             take(history, demand, site)
         shares.append(local / asked)
         outcome = decide(history, site, set(), policy, served)
