@@ -22,6 +22,7 @@ from typing import Final
 
 from mkmeta.demand.tally import MISS, OPEN, STAT
 from mkmeta.errors import MkmetaError, reason
+from mkmeta.linux.descriptors import closing
 
 TRACEFS: Final = Path("/sys/kernel/tracing")
 _ENTRIES: Final = 65536  # of a histogram: directories; the kernel's limit is twice that
@@ -87,8 +88,10 @@ def _started(process: int) -> str:
 
 def _set(trigger: Path, condition: str) -> None:
     try:
-        with trigger.open("w") as file:
-            file.write(f"hist:keys=dev,dir:size={_ENTRIES} if {condition}")
+        with closing(
+            os.open(trigger, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        ) as fd:  # O_TRUNC would remove the others
+            os.write(fd, f"hist:keys=dev,dir:size={_ENTRIES} if {condition}".encode())
     except FileNotFoundError:
         hint = "is the NFS client's module loaded? examples/observe.bt counts without these"
         raise NoHistogramsError("this kernel has no such event", path=bytes(trigger), hint=hint) from None

@@ -14,7 +14,7 @@ from mkmeta.demand.inodes import paths_of
 from mkmeta.demand.mountstats import Totals, difference, read_totals
 from mkmeta.demand.profile import ProfileMount, Source
 from mkmeta.demand.tally import MISS, OPEN, STAT, Tally
-from mkmeta.errors import MkmetaError, reason
+from mkmeta.errors import LockedError, MkmetaError, reason
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.store.lock import held
 
@@ -30,7 +30,11 @@ def observe(
     with contextlib.ExitStack() as stack:
         if os.geteuid() == 0:
             RUN.mkdir(mode=0o755, parents=True, exist_ok=True)
-            stack.enter_context(held(bytes(RUN / "observe.lock"), "observe", wait=0, note=note))
+            try:
+                stack.enter_context(held(bytes(RUN / "observe.lock"), "observe", wait=0, note=note))
+            except LockedError as error:
+                error.hint = "one at a time: its profile is of all programs of this host"
+                raise
         try:
             counting = stack.enter_context(histograms.histograms(histograms.TRACEFS))
             before = _totals(tally.points)

@@ -59,6 +59,7 @@ def _collapse(
     What is taken is moved from `others` to `chosen`. `room`: the inodes it may cost.
     """
     taken: list[Choice] = []
+    owners = {path: names for names, paths in groups.items() for path in paths}
     tried = 0
     changed = True
     while changed and tried < _CANDIDATES_MAX:
@@ -85,9 +86,11 @@ def _collapse(
                     chosen[one.path] = others.pop(one.path)
                 taken += more
                 paths = {path for names in members for path in groups[names]} | matches
-                for names in [names for names in groups if set(groups[names]) <= paths]:
-                    del groups[names]
+                for names in {*members, *(owners[path] for path in matches if path in owners)}:
+                    if paths.issuperset(groups[names]):
+                        del groups[names]
                 groups[pattern] = sorted(paths)
+                owners.update(dict.fromkeys(paths, pattern))
                 changed = True
     return taken
 

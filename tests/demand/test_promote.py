@@ -32,6 +32,7 @@ class Site:
 
     def __init__(self, products: int, releases: int) -> None:
         self.releases = {p: list(range(releases)) for p in range(products)}
+        self.products = [b"p%d" % p for p in range(products)]
 
     def place(self, path: bytes) -> Place | None:
         names = path.split(b"/") if path else []
@@ -50,7 +51,7 @@ class Site:
             return [b"v%d" % n for n in self.releases[int(names[1][1:])]]
         if len(names) == 3:
             return [b"bin", b"lib"]
-        return {0: [b"grp"], 1: [b"p%d" % n for n in sorted(self.releases)]}.get(len(names), [])
+        return {0: [b"grp"], 1: self.products}.get(len(names), [])
 
     def others(self, path: bytes) -> list[bytes]:
         return []
