@@ -125,7 +125,7 @@ def test_a_month_with_too_little_room() -> None:
 
 @pytest.mark.slow
 def test_a_month_of_a_large_site() -> None:
-    flips = simulate(products=500, releases=10, apps=50, hosts=2000, days=30, budget=1_000_000)
+    flips = simulate(products=300, releases=10, apps=20, hosts=2000, days=30, budget=1_000_000)
     assert max(flips.values()) <= 3
 
 
