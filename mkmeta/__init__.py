@@ -6,7 +6,8 @@ For programs: `open_manifest`, `diff`, and what these give (docs/api.md). They a
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+
+TYPE_CHECKING = False  # what `typing` would say; it takes longer to import than all of this
 
 if TYPE_CHECKING:
     from mkmeta.api import Manifest, diff, is_complete, open_manifest

@@ -62,7 +62,8 @@ def deactivate(
                     f"has mounts below it, at {', '.join(below)}", path=live.point, hint="unmount these first"
                 ) from None
             if error.errno != errno.EBUSY:
-                raise MountError(f"cannot be unmounted: {reason(error)}", path=live.point, hint=_MAY_NOT) from None
+                hint = "it takes root" if error.errno == errno.EPERM else _MAY_NOT
+                raise MountError(f"cannot be unmounted: {reason(error)}", path=live.point, hint=hint) from None
             who = users_of(live)
             raise MountError(
                 f"is in use{': ' + who if who else ''}",
