@@ -11,6 +11,7 @@ import dataclasses
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any, Final, NamedTuple, Protocol
@@ -130,12 +131,17 @@ def walk(
 
 
 def walk_in_order(
-    reader: ManifestReader, make_visitor: MakeVisitor, *, progress: Progress = lambda _entries: None
+    reader: ManifestReader,
+    make_visitor: MakeVisitor,
+    *,
+    facts: bool = False,
+    receive: Callable[[Any], None] = lambda _item: None,
+    progress: Progress = lambda _entries: None,
 ) -> Counter[str]:
     """Has every directory visited in tree order, in this process. Raises as `walk` does."""
     counts: Counter[str] = Counter()
-    walker = _Walker(reader, make_visitor, 1, lambda reply: _take(reply, counts, lambda _item: None, progress))
-    walker.run(_WHOLE, split=False)
+    send = partial(_take, counts=counts, receive=receive, progress=progress)
+    _Walker(reader, make_visitor, 1, send, facts=facts).run(_WHOLE, split=False)
     return counts
 
 

@@ -98,7 +98,8 @@ class _Look:
         try:
             self._found.listed += 1
             names = sorted(map(os.fsencode, os.listdir(fd)))
-            self._found.last_change_ns = max(self._found.last_change_ns, os.fstat(fd).st_ctime_ns)
+            own = known_of(b".", fd)  # came with the listing: no question more
+            self._found.last_change_ns = max(self._found.last_change_ns, own.change_time_ns)
             return self._compare(level, names, lambda name: known_of(name, fd))
         finally:
             os.close(fd)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.manifest.walk import Branch, walk
+from mkmeta.manifest.walk import Branch, Report, walk, walk_in_order
 from mkmeta.model import Directory, DirectoryKind
 from mkmeta.verifier.findings import Findings
 from mkmeta.verifier.volume import Volume, VolumeVisitor
@@ -25,15 +26,21 @@ def second_look(reader: ManifestReader, root: bytes, paths: Sequence[bytes], fin
     """
     if not paths:
         return 0, 0
-    with Volume(root, b"", reader) as volume:
-        counts = walk(
-            reader,
-            lambda report: _Parts(VolumeVisitor(volume, report, None), paths),
-            jobs=_JOBS,
-            batch=_BATCH,
-            facts=True,
-            receive=findings.add,
-        )
+    entries = sum(node.entries for node in map(reader.find, paths) if isinstance(node, Directory))
+    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+    try:
+        with Volume(root, b"", reader) as volume:
+
+            def visitor(report: Report) -> _Parts:
+                return _Parts(VolumeVisitor(volume, report, None), paths)
+
+            if entries <= _BATCH:  # processes to wait for a server take longer to start than it does
+                counts = walk_in_order(reader, visitor, facts=True, receive=findings.add)
+            else:
+                counts = walk(reader, visitor, jobs=_JOBS, batch=_BATCH, facts=True, receive=findings.add)
+    finally:
+        os.fchdir(here)
+        os.close(here)
     return counts["volume"], counts["touched"]
 
 

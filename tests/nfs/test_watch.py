@@ -1,0 +1,55 @@
+"""What a pass of `mkmeta watch` costs a file server: three requests for the root and each directory in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.nfs.conftest import Connect
+from tests.nfs.server import call
+
+pytestmark = [pytest.mark.nfs, pytest.mark.needs("NFS sandbox")]
+FIRST, SECOND = 100, 10
+MOUNTING = 25  # requests that making a mount and ending it takes, and the clock
+
+
+def sent() -> int:
+    """RPCs of all NFS mounts of this machine (/proc/net/rpc/nfs: calls)."""
+    (line,) = (line for line in Path("/proc/net/rpc/nfs").read_text().splitlines() if line.startswith("rpc "))
+    return int(line.split()[1])
+
+
+def test_a_pass_is_three_requests_a_directory(connect: Connect, volume: Path, tmp_path: Path) -> None:
+    for first in range(FIRST):
+        for second in range(SECOND):
+            (volume / f"a{first}" / f"b{second}" / "v1").mkdir(parents=True)
+    call("date", "-s", "10 minutes")  # what was changed just now proves nothing, and is listed
+    client = connect()
+    config = tmp_path / "sw.toml"
+    config.write_text(
+        f'volume = "{client.where}"\nselect = ["*/*/v*"]\nmanifest = "{tmp_path}/sw.mkm"\n'
+        f'pointer = "{tmp_path}/sw.json"\nquiet = 0\n'
+    )
+    command = [sys.executable, "-m", "mkmeta", "watch", "--once", "--json", "--config", str(config)]
+    subprocess.run(command, check=True, capture_output=True)
+    client.remount()
+    os.stat(client.where)
+    before = sent()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    asked = sent() - before
+    summary = json.loads(done.stdout.splitlines()[-1])
+    print(f"{summary}: {asked} requests, {asked / (FIRST + 1):.2f} per directory listed")
+    assert summary["private"]
+    assert summary["listed"] == FIRST + 1
+    assert asked <= 3.1 * FIRST + MOUNTING
+    (volume / "a7" / "b3" / "v2").mkdir()
+    before = sent()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    print(f"one release taken: {sent() - before} requests; {done.stdout}")
+    assert "a7/b3/v2" in done.stdout
+    assert call("ls", client.where / "a7/b3") == "v1\nv2\n"
