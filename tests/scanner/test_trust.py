@@ -121,6 +121,16 @@ def test_each_attribute_alone_is_a_change(tmp_path: Path) -> None:
     assert base.are_as_recorded([row], [seen.st_ino], [seen.st_ctime_ns], [seen])
     assert not base.are_as_recorded([row], [seen.st_ino + 1], [seen.st_ctime_ns], [seen])
     assert not base.are_as_recorded([row], [seen.st_ino], [seen.st_ctime_ns - 1], [seen])
+    base.trusted_before = seen.st_ctime_ns
+    assert not base.are_as_recorded([row], [seen.st_ino], [seen.st_ctime_ns], [seen]), "it may have changed once more"
+    base.trusted_before += 1
+    base._is_clock_trusted = False
+    for change_time, mtime, same in ((5 * 10**9, 5 * 10**9, False), (6 * 10**9, 5 * 10**9, True), (7, 7, True)):
+        stamps = {"st_mtime_ns": mtime, "st_ctime_ns": change_time}
+        image = os.stat_result(tuple(seen)[:10], stamps)
+        there = [*row[:4], *divmod(mtime, 10**9), *row[6:]]
+        assert base.are_as_recorded([there], [seen.st_ino], [change_time], [image]) is same, stamps
+    base._is_clock_trusted = True
     chance = random.Random(1)
     for position in range(1, 7):
         other = list(row)
