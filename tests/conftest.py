@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -174,15 +175,25 @@ def pytest_report_header() -> list[str]:
     return [f"kernel: {os.uname().release}", f"can: {', '.join(able)}", f"cannot: {', '.join(unable) or '-'}"]
 
 
-# What looks at the whole host, as gc does, and what makes hostile mounts and processes for it: one at a time
-WHOLE_HOST = {"host", "mounts", "store", "systemd", "field"}
+# What looks at the whole host, as gc does, and what makes mounts and processes that such a look meets: one at a time
+WHOLE_HOST = {"cli", "docs", "field", "host", "layer", "model", "mounts", "publisher", "real", "store", "systemd"}
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Has what is about the whole host run one after the other, and beside it the rest, file by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Apart(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "the whole host" if WHOLE_HOST.intersection(file.split("/")) else file
+
+    return Apart(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        item.add_marker(pytest.mark.xdist_group("whole host" if folder in WHOLE_HOST else str(item.path)))
         for mark in item.iter_markers("needs"):
             unknown = set(mark.args) - set(CAPABILITIES)
             if unknown:

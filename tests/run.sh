@@ -15,4 +15,4 @@ ruff format --check --quiet .
 ruff check --quiet .
 mypy
 lint-imports >/dev/null || lint-imports
-pytest -n 2 --dist loadgroup "$@"
+pytest -n 2 "$@"
