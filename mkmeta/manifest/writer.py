@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from heapq import merge
 from typing import BinaryIO, Final, Self
 
@@ -259,6 +259,11 @@ class _OpenFrame:
             self._writer.write_frame(self._number, b"".join(self._pieces))
             self._pieces = []
             self._size = 0
+
+
+def counted(counts: Mapping[str, int]) -> Totals:
+    """How much is inside, as the writer of a manifest counted it: `counts` are those of its info record."""
+    return Totals(counts.get(INSIDE_FILES, 0), counts.get(INSIDE_BYTES, 0))
 
 
 def _encoded(info: Info) -> bytes:
