@@ -14,8 +14,8 @@ from mkmeta.cli.output import emit, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, human_bytes, legible, printable
 from mkmeta.manifest.check import check_all
+from mkmeta.manifest.content_walk import counted
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.manifest.writer import counted
 from mkmeta.model import Directory, DirectoryKind, Node, type_name
 
 _ROWS: Final = 12  # of each list, so that the page stays one

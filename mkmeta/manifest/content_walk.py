@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from mkmeta.codec.acl import mode_without_acl
@@ -18,6 +18,9 @@ from mkmeta.errors import FormatError
 from mkmeta.manifest.cursor import Cursor, Page
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import DigestName, Directory, RegularFile
+
+INSIDE_FILES: Final = "inline_files"  # among the counts of an info record
+INSIDE_BYTES: Final = "inline_bytes"
 
 _SIZE, _BLAKE3, _VERITY = 6, 7, 8  # places in the entry of a file
 _PLAIN: Final = 9  # fields of a file without xattrs
@@ -54,6 +57,11 @@ class Totals(NamedTuple):
 
     files: int
     size: int
+
+
+def counted(counts: Mapping[str, int]) -> Totals:
+    """How much is inside, as the writer of a manifest counted it: `counts` are those of its info record."""
+    return Totals(counts.get(INSIDE_FILES, 0), counts.get(INSIDE_BYTES, 0))
 
 
 def visit_files(reader: ManifestReader, take: Take, *, public: bool) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from heapq import merge
 from typing import BinaryIO, Final, Self
 
@@ -35,15 +35,13 @@ from mkmeta.codec.objects import (
 from mkmeta.digest import DIGEST_SIZE, ObjectId, ObjectKind
 from mkmeta.errors import FormatError, MkmetaError
 from mkmeta.manifest.check import check, check_contents
-from mkmeta.manifest.content_walk import Totals
+from mkmeta.manifest.content_walk import INSIDE_BYTES, INSIDE_FILES, Totals
 from mkmeta.manifest.content_writer import ContentFrame, ContentWriter
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import LinkRow, PrimaryRow, Root
 
 COMPRESSION_LEVEL: Final = 3  # digests do not compress: higher levels cost time and save next to nothing
-INSIDE_FILES: Final = "inline_files"  # among the counts of an info record
-INSIDE_BYTES: Final = "inline_bytes"
 _RECENT_SLOTS = 1 << 16  # objects remembered to store equal directories once; a forgotten one is stored again
 
 
@@ -259,11 +257,6 @@ class _OpenFrame:
             self._writer.write_frame(self._number, b"".join(self._pieces))
             self._pieces = []
             self._size = 0
-
-
-def counted(counts: Mapping[str, int]) -> Totals:
-    """How much is inside, as the writer of a manifest counted it: `counts` are those of its info record."""
-    return Totals(counts.get(INSIDE_FILES, 0), counts.get(INSIDE_BYTES, 0))
 
 
 def _encoded(info: Info) -> bytes:

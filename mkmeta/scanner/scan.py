@@ -20,11 +20,11 @@ from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
 from mkmeta.errors import LeftOutError, NothingSelectedError, ScanError, reason
 from mkmeta.linux.mountinfo import mount_points_below
-from mkmeta.manifest.content_walk import Totals
+from mkmeta.manifest.content_walk import Totals, counted
 from mkmeta.manifest.content_writer import ContentWriter
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import temporary_space_error
-from mkmeta.manifest.writer import ManifestWriter, counted
+from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import Counts, DigestName, DirectoryKind, HardLinks
 from mkmeta.pattern import Patterns, check_pattern
 from mkmeta.scanner.base import (
