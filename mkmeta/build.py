@@ -6,11 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import Final, assert_never
 
 from mkmeta.digest import ObjectId
 from mkmeta.errors import IdMismatchError
+from mkmeta.manifest.content_walk import data_beyond
 from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.link_lookup import LinkLookup
@@ -91,7 +93,7 @@ def build(
     if contents is not None:
         contents.prepare()
     with sink:
-        sink.begin(root, top.entries - links)
+        sink.begin(root, top.entries - links, partial(data_beyond, reader) if contents is not None else _nothing)
 
         def builder(report: Report) -> _Builder:
             lookup = LinkLookup(reader) if links else None
@@ -113,6 +115,11 @@ def build(
         published=published,
         seconds=time.monotonic() - started,
     )
+
+
+def _nothing(_room: int) -> int:
+    """The data of a layer without any."""
+    return 0
 
 
 def check_id(reader: ManifestReader, expected: ObjectId | None) -> None:

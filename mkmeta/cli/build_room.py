@@ -9,8 +9,8 @@ from typing import Final
 from mkmeta.cli.output import emit, note
 from mkmeta.errors import BuildError, ExitCode, MkmetaError, human_bytes, printable, reason
 from mkmeta.linux.filesystem import filesystem_type
+from mkmeta.manifest.content_walk import data_inside
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.manifest.writer import INSIDE_BYTES
 from mkmeta.model import LinkRow
 from mkmeta.sinks.protocol import LayerKind
 
@@ -31,7 +31,7 @@ def check_room(reader: ManifestReader, args: argparse.Namespace) -> ExitCode:
     finally:
         os.close(fd)
     entries = reader.root.directory.entries
-    inside = 0 if args.no_inline else max(reader.info.counts.get(INSIDE_BYTES, 0), 0)
+    inside = 0 if args.no_inline else data_inside(reader)
     if args.format == LayerKind.DIRECTORY:
         inodes = entries + 1 - sum(isinstance(row, LinkRow) for row in reader.links())
         least = inodes * _INODE + inside

@@ -11,6 +11,7 @@ from typing import Final
 
 from mkmeta.cli.arguments import input_name
 from mkmeta.cli.entries import entry_fields, utc
+from mkmeta.cli.inside import files_words
 from mkmeta.cli.manifest_argument import open_manifest
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
@@ -18,6 +19,7 @@ from mkmeta.errors import ExitCode, MkmetaError, UsageError, printable
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Device, Directory, LinkRow, Node, PrimaryRow, RegularFile, Symlink, type_name
 from mkmeta.trees.changes import changed_xattrs
+from mkmeta.trees.content_changes import content_changes
 from mkmeta.trees.diff import HARD_LINKS, Difference, Tree, diff
 
 _DESCRIPTION = """\
@@ -32,6 +34,9 @@ A and B are manifests, or layers: a directory that mkmeta build made, a generati
 is meant. Of a layer, what is on disk is compared, not what was recorded of it: every entry is looked at. Between two
 manifests only directories that differ are opened. Digests of contents are compared where both sides have them (a layer
 has those of fs-verity at most).
+
+Contents that manifests have (scan --inline) are no part of their trees: whether these are the same does not depend on
+them. Where they differ, a note says how many files are whole in layers, of whole manifests, not of a PATH.
 """
 
 _EPILOG = """\
@@ -48,6 +53,8 @@ exit codes:
   4   they differ
   10  a file is not a valid manifest
 """
+
+_WHOLE: Final = "whole in layers"
 
 _MARKS: Final = {"added": "+", "removed": "-", "changed": "~"}
 
@@ -90,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
         except KeyError:
             raise MkmetaError("is in neither of them", path=top, hint="mkmeta ls shows what is") from None
         _note_digests(one, other, args)
+        if not top:
+            _note_contents(one, other, args)
         if args.json:
             emit("summary", **counts)
         elif args.stat:
@@ -207,6 +216,28 @@ def _emit(difference: Difference, change: str, entries: int) -> None:
     emit(
         "difference", **path_fields(difference.path), change=change, what=difference.changes, entries=entries, **fields
     )
+
+
+def _note_contents(one: Tree, other: Tree, args: argparse.Namespace) -> None:
+    """Says which contents come or go."""
+    if args.quiet or not isinstance(one, ManifestReader) or not isinstance(other, ManifestReader):
+        return
+    changes = content_changes(one, other)
+    if changes is None:
+        return
+    if args.json:
+        fields = {
+            side: None if totals is None else {"files": totals.files, "bytes": totals.size}
+            for side, totals in changes._asdict().items()
+        }
+        emit("contents", **fields)
+    elif changes.added is None or changes.removed is None:
+        sides = zip("AB", (changes.before, changes.after), strict=True)
+        note(f"note: {', '.join(f'with {side} {files_words(totals, _WHOLE)}' for side, totals in sides)}")
+    else:
+        sides = zip("AB", (changes.removed, changes.added), strict=True)
+        words = [files_words(totals, f"{_WHOLE} with {side} only") for side, totals in sides if totals.files]
+        note(f"note: the tree is the same, contents in the manifests are not: {', '.join(words)}")
 
 
 def _note_digests(one: Tree, other: Tree, args: argparse.Namespace) -> None:

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         top, _ = find_entry(reader, args.path)
         for path, node, row in _rows_joined(reader, top):
             if args.json:
-                emit_entry(path, node, row)
+                emit_entry(reader.contents, path, node, row)
             else:
                 print(_line(reader, path, node, row, args))
     return ExitCode.DONE

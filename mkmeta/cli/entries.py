@@ -9,6 +9,7 @@ import stat
 
 from mkmeta.cli.output import emit, path_fields
 from mkmeta.errors import MkmetaError, printable
+from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NS, Device, Directory, LinkRow, Node, PrimaryRow, RegularFile, Symlink, type_name
 
@@ -25,9 +26,18 @@ def find_entry(reader: ManifestReader, argument: str) -> tuple[bytes, Node]:
     return path, node
 
 
-def emit_entry(path: bytes, node: Node, row: PrimaryRow | LinkRow | None = None) -> None:
-    """Prints the JSON message `entry`: everything recorded of an entry, and what a link row says of it."""
-    emit("entry", **path_fields(path), **entry_fields(node, row))
+def is_whole(contents: Contents | None, node: Node) -> bool:
+    """Whether a file is whole in layers, `contents` being those of its manifest. Raises FormatError."""
+    return contents is not None and isinstance(node, RegularFile) and contents.find(node) >= 0
+
+
+def emit_entry(contents: Contents | None, path: bytes, node: Node, row: PrimaryRow | LinkRow | None = None) -> None:
+    """Prints the JSON message `entry`: everything recorded of an entry, and what a link row says of it.
+
+    `contents` are those of the manifest. Raises FormatError.
+    """
+    whole = {"whole": is_whole(contents, node)} if isinstance(node, RegularFile) else {}
+    emit("entry", **path_fields(path), **entry_fields(node, row), **whole)
 
 
 def entry_fields(node: Node, row: PrimaryRow | LinkRow | None = None) -> dict[str, object]:
@@ -63,9 +73,12 @@ def entry_fields(node: Node, row: PrimaryRow | LinkRow | None = None) -> dict[st
     return fields
 
 
-def long_line(shown: bytes, node: Node) -> str:
-    """A line like those of `ls -l`, with the kind of a directory in place of the link count."""
-    kind = node.kind.name.lower() if isinstance(node, Directory) else "-"
+def long_line(shown: bytes, node: Node, *, whole: bool) -> str:
+    """A line like those of `ls -l`, with what it is in a layer in place of the link count.
+
+    That is the kind of a directory, and `whole` for a file whose content the manifest has.
+    """
+    kind = node.kind.name.lower() if isinstance(node, Directory) else "whole" if whole else "-"
     match node:
         case RegularFile():
             size = str(node.size)

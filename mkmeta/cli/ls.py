@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Iterator
 
-from mkmeta.cli.entries import emit_entry, find_entry, long_line, utc
+from mkmeta.cli.entries import emit_entry, find_entry, is_whole, long_line, utc
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.output import emit
 from mkmeta.cli.verb import Verbs, add_verb
@@ -47,7 +47,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--long",
         action="store_true",
         help="mode (+: has xattrs), kind of directory (opaque: complete; merge: the rest of the volume shows through), "
-        "uid, gid, size (of a directory: entries in it and below), mtime in UTC",
+        "or whole (a file whose content is in the manifest, and so in layers), uid, gid, size (of a directory: entries "
+        "in it and below), mtime in UTC",
     )
     parser.add_argument("-R", "--recursive", action="store_true", help="also everything below, as paths from PATH")
     parser.set_defaults(run=run)
@@ -61,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
         path, node = find_entry(reader, args.path)
         for shown, at, entry in _entries(reader, path, node, args.recursive):
             if args.json:
-                emit_entry(at, entry)
+                emit_entry(reader.contents, at, entry)
+            elif args.long:
+                print(long_line(shown, entry, whole=is_whole(reader.contents, entry)))
             else:
-                print(long_line(shown, entry) if args.long else printable(shown))
+                print(printable(shown))
     return ExitCode.DONE
 
 

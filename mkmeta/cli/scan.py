@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from mkmeta.cli.arguments import filled, input_file, output_file
 from mkmeta.cli.config_option import Listed, add_config
+from mkmeta.cli.inside import inside_words
 from mkmeta.cli.manifest_output import check_stdout
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.pattern_file import read_pattern_file
@@ -337,6 +338,8 @@ def _show(args: argparse.Namespace, report: ScanReport, seconds: float, to_stdou
             seconds=round(seconds, 3),
             left_out=len(report.left_out),
             base_trusted=not report.base_is_from_the_future,
+            inline=report.inside.files if report.inside is not None else 0,
+            inline_bytes=report.inside.size if report.inside is not None else 0,
             **counts._asdict(),
         )
         return
@@ -375,6 +378,8 @@ def _summary(report: ScanReport, seconds: float) -> list[str]:
         f"{counts.symlinks} symlinks, {counts.others} devices, fifos and sockets",
         f"skeleton   {counts.skeleton} directories above them, the root included, that show the volume as well",
     ]
+    if report.inside is not None:
+        lines.append(f"contents   {inside_words(report.inside, counts._asdict())}")
     remarks = (
         (counts.hidden, "names hidden by --hide: invisible through the mount where their directory is recorded"),
         (counts.silly_renamed, ".nfsXXXX files not recorded: they were deleted already"),

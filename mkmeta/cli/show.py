@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Final
 
 from mkmeta.cli.entries import utc
+from mkmeta.cli.inside import inside_words
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.output import emit, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, human_bytes, legible, printable
 from mkmeta.manifest.check import check_all
+from mkmeta.manifest.content_walk import counted
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.manifest.writer import INSIDE_BYTES, INSIDE_FILES
 from mkmeta.model import Directory, DirectoryKind, Node, type_name
 
 _ROWS: Final = 12  # of each list, so that the page stays one
@@ -91,7 +92,7 @@ def _page(reader: ManifestReader, checked: bool, rows: int | None) -> Iterator[s
         if count:
             yield f"  {legible(name):<14} {shown}"
     if reader.contents is not None:
-        yield f"contents   {_inside(reader)}"
+        yield f"contents   {inside_words(counted(info.counts), info.counts)}"
     yield f"hard links {'yes' if root.links else 'none'}"
     yield f"facts      {'yes: the next scan can build on it' if reader.facts_place else 'none'}"
     if checked:
@@ -103,20 +104,6 @@ def _page(reader: ManifestReader, checked: bool, rows: int | None) -> Iterator[s
     )
     left_out = (f"{printable(path)}: {legible(reason)}" for path, reason in info.left_out)
     yield from _list("left out", left_out, len(info.left_out), rows)
-
-
-def _inside(reader: ManifestReader) -> str:
-    """How much need not be asked for, as the writer counted it."""
-    counts = reader.info.counts
-    files, size = counts.get(INSIDE_FILES, 0), counts.get(INSIDE_BYTES, 0)
-    of_files, of_bytes = (
-        f"{100 * part // whole} %" if whole else "none"
-        for part, whole in ((files, counts.get("files", 0)), (size, counts.get("bytes", 0)))
-    )
-    return (
-        f"{files:,} files are whole in layers ({human_bytes(size)}): {of_files} of all files, as far as these are "
-        f"opened, {of_bytes} of their bytes"
-    )
 
 
 def _subtree(path: bytes, node: Node) -> str:

@@ -21,6 +21,7 @@ from mkmeta.host.place import real_point
 from mkmeta.host.prometheus import write_metrics
 from mkmeta.host.status import SECONDS, Holder, Status, statuses
 from mkmeta.linux.asking import NoAnswerError, ask
+from mkmeta.model import NS
 from mkmeta.mounts.run import RunDirectory
 from mkmeta.sinks.protocol import LayerKind
 
@@ -163,7 +164,7 @@ def _emit(status: Status) -> None:
 def _print(status: Status, args: argparse.Namespace) -> None:
     live, generation = status.live, status.generation
     number = f"generation {generation.number}, " if generation else ""
-    age = f", built {_ago(status.built_ns)} ago" if status.built_ns is not None else ""
+    age = f", built {_ago(time.time_ns() - status.built_ns)} ago" if status.built_ns is not None else ""
     print(f"{printable(live.point)}: {number}{live.short_id}{age}")
     if not args.quiet:
         print(
@@ -198,10 +199,10 @@ def _holds(holder: Holder) -> str:
     return f"process {holder.process} ({holder.command}) {how} generation {holder.generation}"
 
 
-def _ago(built_ns: int) -> str:
+def _ago(span_ns: int) -> str:
     """A time span in its largest unit: `3 hours`."""
-    seconds = max(0, int(time.time() - built_ns / 1e9))
+    seconds = max(0, span_ns // NS)
     for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}s"
-    return f"{seconds} seconds"
+    return "1 second" if seconds == 1 else f"{seconds} seconds"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from mkmeta.codec.acl import mode_without_acl
@@ -17,7 +17,10 @@ from mkmeta.digest import DIGEST_SIZE
 from mkmeta.errors import FormatError
 from mkmeta.manifest.cursor import Cursor, Page
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.model import DigestName, Directory, RegularFile
+from mkmeta.model import DigestName, Directory, LinkRow, RegularFile
+
+INSIDE_FILES: Final = "inline_files"  # among the counts of an info record
+INSIDE_BYTES: Final = "inline_bytes"
 
 _SIZE, _BLAKE3, _VERITY = 6, 7, 8  # places in the entry of a file
 _PLAIN: Final = 9  # fields of a file without xattrs
@@ -54,6 +57,11 @@ class Totals(NamedTuple):
 
     files: int
     size: int
+
+
+def counted(counts: Mapping[str, int]) -> Totals:
+    """How much is inside, as the writer of a manifest counted it: `counts` are those of its info record."""
+    return Totals(counts.get(INSIDE_FILES, 0), counts.get(INSIDE_BYTES, 0))
 
 
 def visit_files(reader: ManifestReader, take: Take, *, public: bool) -> None:
@@ -106,6 +114,35 @@ def count_inside(reader: ManifestReader, is_inside: Callable[[bytes, int], bool]
             levels[-1].add(files[number], sizes[number])
         else:
             levels.append(_Counting(reader, below, is_inside, number))
+
+
+def data_inside(reader: ManifestReader) -> int:
+    """The bytes in all inodes of a layer that are whole: of a file with several names, once. Reads the whole tree.
+
+    Raises FormatError.
+    """
+    contents = reader.contents
+    if contents is None:
+        return 0
+    size = count_inside(reader, lambda digest, size: contents.find_bytes(digest, size) >= 0).size
+    for row in reader.links():
+        if isinstance(row, LinkRow):
+            node = reader.find(row.path)
+            if isinstance(node, RegularFile) and contents.find(node) >= 0:
+                size -= node.size
+    return size
+
+
+def data_beyond(reader: ManifestReader, room: int) -> int:
+    """The same, if it is more than `room`, else 0.
+
+    Of what the writer counted, which is of all names, less is believed; if it is more, the tree is read. Raises
+    FormatError.
+    """
+    if counted(reader.info.counts).size <= room:
+        return 0
+    size = data_inside(reader)
+    return size if size > room else 0
 
 
 class _Counting:

@@ -35,15 +35,13 @@ from mkmeta.codec.objects import (
 from mkmeta.digest import DIGEST_SIZE, ObjectId, ObjectKind
 from mkmeta.errors import FormatError, MkmetaError
 from mkmeta.manifest.check import check, check_contents
-from mkmeta.manifest.content_walk import Totals
+from mkmeta.manifest.content_walk import INSIDE_BYTES, INSIDE_FILES, Totals
 from mkmeta.manifest.content_writer import ContentFrame, ContentWriter
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import LinkRow, PrimaryRow, Root
 
 COMPRESSION_LEVEL: Final = 3  # digests do not compress: higher levels cost time and save next to nothing
-INSIDE_FILES: Final = "inline_files"  # among the counts of an info record
-INSIDE_BYTES: Final = "inline_bytes"
 _RECENT_SLOTS = 1 << 16  # objects remembered to store equal directories once; a forgotten one is stored again
 
 

@@ -20,6 +20,7 @@ from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
 from mkmeta.errors import LeftOutError, NothingSelectedError, ScanError, reason
 from mkmeta.linux.mountinfo import mount_points_below
+from mkmeta.manifest.content_walk import Totals, counted
 from mkmeta.manifest.content_writer import ContentWriter
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import temporary_space_error
@@ -104,6 +105,7 @@ class ScanReport:
     unmatched: tuple[bytes, ...]  # patterns that matched nothing: of the selection, or of `only` if that was given
     unmatched_hide: tuple[bytes, ...] = ()  # those of `hide`, of a scan that looked at everything
     base_is_from_the_future: bool = False  # and so nothing of it was trusted
+    inside: Totals | None = None  # files whose content is in the manifest; None: none was to be taken
 
 
 class _Expected(NamedTuple):
@@ -175,7 +177,11 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
                 one = _Scan(options, rules, observer)
                 report = _without_changed(one.run(root, created, part), options, part)
                 report = _graft(report, one, rules.only, options, part, stream)
-        return replace(report, base_is_from_the_future=base is not None and base.is_from_the_future)
+        return replace(
+            report,
+            base_is_from_the_future=base is not None and base.is_from_the_future,
+            inside=_inside(stream) if inlining is not None else None,
+        )
     finally:
         os.close(root_fd)
 
@@ -548,6 +554,13 @@ def _graft(
         left_out=grafted.left_out,
         unmatched=unmatched,
     )
+
+
+def _inside(stream: BinaryIO) -> Totals:
+    """What was taken along, as the manifest says that is now complete: subtrees may have been left out of it since."""
+    stream.flush()
+    with ManifestReader(os.dup(stream.fileno())) as reader:
+        return counted(reader.info.counts)
 
 
 def _temporary() -> BinaryIO:

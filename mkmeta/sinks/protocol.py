@@ -17,7 +17,7 @@ A sink is a context manager: left before `finish` has returned, it leaves nothin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
@@ -49,6 +49,11 @@ class Published(NamedTuple):
     verity: VerityDigest | None = None  # of an output that is a file
 
 
+# Given how many bytes there is room for, says how many all nodes that are whole hold, if these are more; else 0. It may
+# read the whole manifest, where it cannot be told otherwise.
+DataBeyond = Callable[[int], int]
+
+
 class Writer(Protocol):
     """Writes directories, in one process."""
 
@@ -72,8 +77,8 @@ class Sink(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def begin(self, root: PlannedNode, inodes: int) -> None:
-        """Prepares for a tree of so many inodes, the root apart."""
+    def begin(self, root: PlannedNode, inodes: int, data: DataBeyond) -> None:
+        """Prepares for a tree of so many inodes, the root apart, and so much data."""
 
     def writer(self, counts: Counter[str], links: LinkLookup | None, contents: Contents | None) -> Writer:
         """A writer for this process, which counts what it does, for the summary.

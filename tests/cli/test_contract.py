@@ -57,8 +57,10 @@ def test_messages_are_those_of_the_page(tmp_path: Path, capsys: pytest.CaptureFi
     layer = str(tmp_path / "layer")
     other = tmp_path / "other"
     (other / "good").mkdir(parents=True)
-    (other / "good/file").touch()
-    assert main(["scan", str(other), "-o", str(tmp_path / "other.mkm")]) == 0
+    (other / "good/file").write_text("y")
+    for path in (other, other / "good", other / "good/file"):
+        path.chmod(0o755)
+    assert main(["scan", str(other), "-o", str(tmp_path / "other.mkm"), "--inline", "1K"]) == 0
     capsys.readouterr()
     profile = tmp_path / "in.profile"
     row = {"path": "good", "misses": 3}, {"path": "", "misses": 1}, {"rows": 2}

@@ -131,7 +131,8 @@ def test_files_that_are_no_manifests(verb: str, tmp_path: Path, capsys: pytest.C
     assert main([verb, str(tmp_path / "absent")]) == 1
     assert capsys.readouterr().err.startswith(f"mkmeta: {tmp_path}/absent: no such file or directory\n")
     assert main([verb, str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith(f"mkmeta: {tmp_path}: is a directory\n")
+    why = "is a directory, and no store" if verb == "ls" else "is a directory"
+    assert capsys.readouterr().err.startswith(f"mkmeta: {tmp_path}: {why}\n")
     text = tmp_path / "text"
     text.write_text("hello\n" * 100)
     assert main([verb, str(text)]) == 10
@@ -176,3 +177,34 @@ def test_what_is_shown_says_each_byte(names: list[bytes]) -> None:
     for name in names:
         back = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes([int(match[1], 16)]), printable(name).encode())
         assert back == name
+
+
+@pytest.fixture
+def partly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """A manifest with the contents of two names of one file, and of no other file."""
+    volume = tmp_path / "volume"
+    (volume / "d").mkdir(parents=True)
+    for name, size in (("small", 5), ("large", 5000), ("empty", 0)):
+        (volume / "d" / name).write_bytes(b"x" * size)
+        (volume / "d" / name).chmod(0o644)
+    (volume / "d" / "same").hardlink_to(volume / "d" / "small")
+    (volume / "d" / "link").symlink_to("small")
+    volume.chmod(0o755)
+    (volume / "d").chmod(0o755)
+    manifest = str(tmp_path / "sw.mkm")
+    assert main(["scan", str(volume), "-o", manifest, "-q", "--inline", "1K"]) == 0
+    capsys.readouterr()
+    return manifest
+
+
+def test_what_is_whole(partly: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ls", "-l", partly, "d"]) == 0
+    marks = {line.split()[-1]: line.split()[1] for line in capsys.readouterr().out.splitlines() if " -> " not in line}
+    assert marks == {"small": "whole", "same": "whole", "large": "-", "empty": "-"}
+    for verb in ("ls", "dump"):
+        assert main([verb, "--json", partly, "d"]) == 0
+        entries = map(json.loads, capsys.readouterr().out.splitlines())
+        whole = {one["path"]: one.get("whole") for one in entries if one["type"] != "directory"}
+        assert whole == {"d/small": True, "d/same": True, "d/large": False, "d/empty": False, "d/link": None}
+    assert main(["ls", "--json", SKELETON, "a/b"]) == 0
+    assert json.loads(capsys.readouterr().out)["whole"] is False

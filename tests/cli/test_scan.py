@@ -83,6 +83,31 @@ def test_json(scan: Scan, volume: Path, capsys: Capture) -> None:
     assert printed.err == ""
 
 
+def test_what_was_taken_along_is_said(scan: Scan, volume: Path, output: Path, capsys: Capture) -> None:
+    for path in (volume, *volume.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert scan() == 0
+    assert "contents " not in capsys.readouterr().err
+    (volume / "grp/b/v1/lib/module.py").write_bytes(b"x" * 1995)
+    assert scan("--inline", "1K") == 0
+    shares = "66 % of all files, as far as these are opened, 0 % of their bytes"
+    line = f"contents   2 files are whole in layers (8 B): {shares}"
+    assert line in capsys.readouterr().err.splitlines()
+    assert main(["show", str(output)]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+    (volume / "grp/a/v1/lib/module.py").chmod(0o600)
+    again = ["--base", str(output), "--json"]
+    for more, expected in (([], (1, 4)), (["--only", "grp/b"], (1, 4)), (["--inline", "2K"], (2, 1999))):
+        assert scan(*again, *more) == 0
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (summary["inline"], summary["inline_bytes"]) == expected
+    assert scan("--inline", "2K", "--select", "grp/a/v2") == 0
+    assert "contents   1 file is whole in layers (4 B): 100 %" in capsys.readouterr().err
+    assert scan("--json") == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["inline"], summary["inline_bytes"]) == (0, 0)
+
+
 def test_errors_as_json(scan: Scan, capsys: Capture) -> None:
     assert scan("--json", "--select", "nope") == 12
     message = json.loads(capsys.readouterr().out)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mkmeta.cli.status import _ago
+from mkmeta.model import NS
 from tests.host.hosts import Host
 
 pytestmark = pytest.mark.needs("root", "overlay")
@@ -35,6 +37,14 @@ def test_what_is_mounted(host: Host) -> None:
     text = host.call("status", host.point, "-v").out
     for part in (str(host.point), "generation 1", identifier, "merge over", "the first stat of every file"):
         assert part in text
+
+
+def test_ages_are_in_words() -> None:
+    spans = (-5, 0, 1, 2, 119, 120, 7199, 7200, 2 * 86400 - 1, 2 * 86400)
+    assert [_ago(span * NS) for span in spans] == [
+        *("0 seconds", "0 seconds", "1 second", "2 seconds", "119 seconds"),
+        *("2 minutes", "119 minutes", "2 hours", "47 hours", "2 days"),
+    ]
 
 
 @pytest.mark.parametrize("profile", ["nested", "merge", "data-only", "upper"])

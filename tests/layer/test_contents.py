@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from mkmeta.__main__ import main
 from mkmeta.build import BuildOptions, BuildResult, build, sink_for
 from mkmeta.errors import FormatError
+from mkmeta.manifest.content_walk import INSIDE_BYTES, data_beyond, data_inside
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.plan import Plan
 from mkmeta.sinks.protocol import LayerKind
@@ -157,6 +159,46 @@ def test_swapped_names_are_found(volume: Path, tmp_path: Path) -> None:
     manifest.write_bytes(raw)
     with pytest.raises(FormatError, match="another digest"):
         built(manifest, tmp_path / "layer")
+
+
+class TestRoom:
+    """What does not fit is known before anything is written; nothing else is refused."""
+
+    @pytest.fixture
+    def place(self, mount: Mount) -> Path:
+        return mount("tmpfs", "size=1m")
+
+    def test_too_much(self, volume: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for number in range(20):
+            (volume / f"grp/v1/lib/more{number}").write_bytes(Random(number).randbytes(60_000))
+        manifest = scanned(volume).path
+        data = 1_200_000 + 2 * sum(size for size in SIZES if size <= LIMIT) + 21  # 4,097 of them with two names
+        layer = place / "layer"
+        for option in ([], ["--dry-run"]):
+            assert main(["build", str(manifest), str(layer), *option]) == 1
+            said = capsys.readouterr().err.splitlines()
+            assert said[-2].startswith(f"mkmeta: {layer if not option else place}: "), said
+            assert "1.0 MiB" in said[-2]
+        assert list(place.iterdir()) == []
+        with ManifestReader.open(str(manifest)) as reader:
+            assert data_inside(reader) == data_beyond(reader, data - 1) == data
+            assert data_beyond(reader, data) == 0
+        assert main(["build", str(manifest), str(layer), "--no-inline"]) == 0
+
+    def test_names_of_one_file_take_it_once(self, volume: Path, place: Path) -> None:
+        (volume / "grp/v1/lib/large").write_bytes(Random(1).randbytes(60_000))
+        for number in range(30):
+            (volume / f"grp/v1/name{number}").hardlink_to(volume / "grp/v1/lib/large")
+        manifest = scanned(volume).path
+        assert built(manifest, place / "layer").counts["inline_bytes"] < 1 << 20
+
+    def test_what_is_only_said_refuses_nothing(self, volume: Path, place: Path) -> None:
+        manifest = scanned(volume).path
+        with ManifestReader.open(str(manifest)) as reader:
+            reader.info = dataclasses.replace(reader.info, counts={INSIDE_BYTES: 1 << 60})
+            chosen = BuildOptions()
+            build(reader, sink_for(os.fsencode(place / "layer"), chosen), chosen)
+            assert data_beyond(reader, 1 << 20) == 0
 
 
 class TestBase:

@@ -40,7 +40,7 @@ class Nowhere:
     links_in_place = False
     def __enter__(self): return self
     def __exit__(self, *_): pass
-    def begin(self, root, inodes): pass
+    def begin(self, root, inodes, data): pass
     def writer(self, counts, links, contents): return self
     def directory(self, path, node, children):
         for _ in children: pass

@@ -17,7 +17,7 @@ from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.model import Directory, DirectoryKind, LinkRow, PrimaryRow
 from mkmeta.plan import Plan, PlannedNode
-from mkmeta.sinks.protocol import LayerKind, Published
+from mkmeta.sinks.protocol import DataBeyond, LayerKind, Published
 from tests.layer.layers import open_reader
 from tests.layer.manifests import manifest_from
 from tests.strategies import trees
@@ -42,7 +42,8 @@ class Listing:
     def __exit__(self, *_: object) -> None:
         self.calls.append(("exit", None))
 
-    def begin(self, root: PlannedNode, inodes: int) -> None:
+    def begin(self, root: PlannedNode, inodes: int, data: DataBeyond) -> None:
+        assert data(0) == 0
         self.calls.append(("begin", inodes))
 
     def writer(self, counts: Counter[str], links: LinkLookup | None, contents: Contents | None) -> Listing:

@@ -13,6 +13,7 @@ import pytest
 from mkmeta.__main__ import main
 from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.trees import content_changes
 from tests.bench.diff import write_manifest
 from tests.scanner.helpers import make_sample
 
@@ -86,6 +87,55 @@ def test_diff_as_json(capsys: Capture) -> None:
 
 
 @pytest.mark.needs("user xattrs")
+def test_diff_notes_other_contents(work: Path, capsys: Capture) -> None:
+    """The tree decides; which contents came along is said beside it."""
+    for path in (work / "volume", *(work / "volume").rglob("*")):
+        if not path.is_symlink() and (path.is_dir() or path.is_file()):
+            path.chmod(0o755)
+    for name, rules in (("none", []), ("some", ["**/more=1M", "top=1K"]), ("other", ["top=1K", "**/-=1K"])):
+        call = ["scan", "volume", "-q", "-o", f"{name}.mkm", *[f"--inline={rule}" for rule in rules]]
+        assert main(call) == 0
+    assert main(["scan", "volume", "-q", "-o", "part.mkm", "--select", "top", "--inline", "1K"]) == 0
+    capsys.readouterr()
+    same = "note: the tree is the same, contents in the manifests are not: "
+    more, dash = "1 file is whole in layers with {} only (293.0 KiB)", "1 file is whole in layers with {} only (4 B)"
+    for one, other, code, text in (
+        ("none", "none", 0, ""),
+        ("some", "some", 0, ""),
+        ("some", "other", 0, f"{same}{more.format('A')}, {dash.format('B')}\n"),
+        ("none", "some", 0, f"{same}2 files are whole in layers with B only (293.0 KiB)\n"),
+        ("other", "none", 0, f"{same}2 files are whole in layers with A only (9 B)\n"),
+        ("part", "none", 4, "note: with A 1 file is whole in layers (5 B), with B 0 files are whole in layers (0 B)\n"),
+        ("part", "part", 0, ""),
+    ):
+        assert main(["diff", "--stat", f"{one}.mkm", f"{other}.mkm"]) == code
+        assert capsys.readouterr().err == text
+        assert main(["diff", "-q", f"{one}.mkm", f"{other}.mkm"]) == code
+        assert main(["diff", f"{one}.mkm", f"{other}.mkm", "top"]) == 0
+        assert capsys.readouterr() == ("", "")
+    assert main(["diff", "--json", "some.mkm", "other.mkm"]) == 0
+    message, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert message == {
+        "message_type": "contents",
+        "before": {"files": 2, "bytes": 300_005},
+        "after": {"files": 2, "bytes": 9},
+        "added": {"files": 1, "bytes": 4},
+        "removed": {"files": 1, "bytes": 300_000},
+    }
+    assert summary["message_type"] == "summary"
+    assert main(["diff", "--json", "none.mkm", "none.mkm"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_equal_contents_are_told_by_the_tables(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("1", "2"):
+        assert main(["scan", "volume", "-q", "-o", f"{name}.mkm", "--inline", "1K", "--inline-private"]) == 0
+    monkeypatch.setattr(content_changes, "count_inside", None)
+    assert main(["diff", "1.mkm", "2.mkm"]) == 0
+    with pytest.raises(TypeError):
+        main(["diff", "1.mkm", "new.mkm"])
+
+
 def test_diff_with_a_layer_a_generation_and_a_store(work: Path, capsys: Capture) -> None:
     assert main(["build", "all.mkm", "layer", "--userxattr", "-q"]) == 0
     assert main(["build", "all.mkm", "--store", "store", "--userxattr", "-q"]) == 0

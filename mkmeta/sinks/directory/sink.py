@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from mkmeta.errors import BuildError, human_bytes, reason
 from mkmeta.linux.filesystem import filesystem_type
@@ -22,7 +22,10 @@ from mkmeta.sinks.directory.hard_links import make_links
 from mkmeta.sinks.directory.node_writer import SHARED, XATTR_BYTES, XATTR_FILES, NodeWriter
 from mkmeta.sinks.directory.sharing import SharedLayer
 from mkmeta.sinks.directory.staging import Destination, Staging, check_what_passes_on
-from mkmeta.sinks.protocol import LayerKind, Published
+from mkmeta.sinks.protocol import DataBeyond, LayerKind, Published
+
+# Filesystems on which data takes no less than its size
+_STORE_AS_IT_IS: Final = frozenset({"ext2", "ext3", "ext4", "tmpfs", "xfs"})
 
 
 class DirectorySink:
@@ -62,7 +65,7 @@ class DirectorySink:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def begin(self, root: PlannedNode, inodes: int) -> None:
+    def begin(self, root: PlannedNode, inodes: int, data: DataBeyond) -> None:
         """Makes the staging directory, after everything that can be refused was looked at."""
         destination = Destination.open(self._dest)
         self._stack.callback(destination.close)
@@ -71,8 +74,8 @@ class DirectorySink:
         diagnosis = Diagnosis(destination.parent_fd)
         if self._base_path is not None:
             self._base = self._stack.enter_context(SharedLayer(self._base_path, self._names))
-        else:  # with a base, how many inodes it takes is known in the end only
-            _check_room(destination, inodes)
+        else:  # with a base, how many inodes and bytes it takes is known in the end only
+            _check_room(destination, inodes, data)
         try:
             with ending_signals_held():
                 self._staging = self._stack.enter_context(Staging(destination, self._names))
@@ -115,14 +118,27 @@ class DirectorySink:
             yield "nothing can be shared: --base is on another filesystem"
 
 
-def _check_room(destination: Destination, inodes: int) -> None:
-    """Raises BuildError when the filesystem says that so many inodes are not free. Some count none, as btrfs."""
+def _check_room(destination: Destination, inodes: int, data: DataBeyond) -> None:
+    """Raises BuildError when the filesystem says that so many inodes, or bytes, are not free.
+
+    Some count no inodes, as btrfs; and some compress data, or find that they have it: what they take is not known.
+    """
     counts = os.fstatvfs(destination.parent_fd)
     if counts.f_files and counts.f_favail < inodes:
         raise BuildError(
             f"the layer takes {inodes} inodes, its filesystem has {counts.f_favail} free",
             path=destination.path,
             hint="make room, or make a filesystem with more inodes (mkfs.ext4 -N), or use xfs or btrfs",
+        )
+    if filesystem_type(destination.parent_fd) not in _STORE_AS_IT_IS:
+        return
+    free = counts.f_bfree * counts.f_frsize  # with what is kept for root, or whoever else may take it
+    size = data(free)
+    if size:
+        raise BuildError(
+            f"the layer takes {human_bytes(size)} for data, its filesystem has {human_bytes(free)} free",
+            path=destination.path,
+            hint="make room, or leave contents out (--no-inline), or make an image elsewhere (--format erofs)",
         )
 
 

@@ -21,7 +21,7 @@ from mkmeta.sinks.erofs.assembly import Assembly
 from mkmeta.sinks.erofs.collecting import Collector
 from mkmeta.sinks.erofs.destination import ImageDestination
 from mkmeta.sinks.erofs.nodes import TYPE_MASK, Row, layout_of, xattr_entries
-from mkmeta.sinks.protocol import WHOLE, WHOLE_BYTES, LayerKind, Published
+from mkmeta.sinks.protocol import WHOLE, WHOLE_BYTES, DataBeyond, LayerKind, Published
 
 IMAGE_BYTES: Final = "image_bytes"  # what is counted: the size of the image
 _ACCESS_ACL: Final = b"system.posix_acl_access"
@@ -54,7 +54,7 @@ class ErofsSink:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def begin(self, root: PlannedNode, inodes: int) -> None:
+    def begin(self, root: PlannedNode, inodes: int, data: DataBeyond) -> None:
         """Makes temporary files, after everything that can be refused was looked at."""
         self._filesystem = self._destination.check()
         self._root = make_row(root, b"", 0, b"", exact=self._assembly.composefs is not None)
