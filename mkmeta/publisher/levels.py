@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from mkmeta.codec.container import Location
 from mkmeta.errors import MkmetaError, printable, reason
+from mkmeta.linux.names import list_names
 from mkmeta.linux.statx import Seen, known_of
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.manifest.cursor import Recorded
@@ -97,7 +98,7 @@ class _Look:
         fd = open_beneath(level.path, _DIRECTORY, dir_fd=self._fd)
         try:
             self._found.listed += 1
-            names = sorted(map(os.fsencode, os.listdir(fd)))
+            names = sorted(list_names(fd))
             own = known_of(b".", fd)  # came with the listing: no question more
             self._found.last_change_ns = max(self._found.last_change_ns, own.change_time_ns)
             return self._compare(level, names, lambda name: known_of(name, fd))

@@ -108,7 +108,7 @@ def test_the_page(mount: Mount, capsys: pytest.CaptureFixture[str], monkeypatch:
         assert all(len(line) <= 100 or " " not in line[12:] for line in page)
         assert page[0] == "failure  store: /proc/version: is not a directory"
         assert page[1] == "         -> name a store, or a directory to be made"
-        assert page[2].startswith("warning  lower: ")
+        assert page[2].startswith("warning  lower:")
     plain, quiet, verbose = pages.values()
     assert plain[-1].startswith("1 failure, 1 warning, 1 note, ")
     assert any(line.startswith("ok       rights, run-dir, profile-nested") for line in plain)
