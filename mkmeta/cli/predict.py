@@ -59,7 +59,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--min-gain",
         metavar="[KIND=]SHARE",
-        type=_gain,
+        type=minimal_gain,
         action="append",
         default=[],
         help="what must be saved at least, of all requests or of one kind: 50%%, misses=99%%; may be given many times",
@@ -119,7 +119,8 @@ def _emit(args: argparse.Namespace, prediction: Prediction) -> None:
     )
 
 
-def _gain(text: str) -> tuple[str | None, float]:
+def minimal_gain(text: str) -> tuple[str | None, float]:
+    """What must be saved at least: `50%`, `misses=99%`."""
     kind, equals, least = text.rpartition("=")
     if equals and kind not in KINDS:
         raise argparse.ArgumentTypeError(f"{kind!r} is none of {', '.join(KINDS)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from typing import Final
 
@@ -10,8 +11,11 @@ from mkmeta.cli.arguments import filled
 from mkmeta.cli.config_option import add_config
 from mkmeta.cli.host_arguments import add_wait, notes, seconds
 from mkmeta.cli.output import emit, note, path_fields
+from mkmeta.cli.predict import minimal_gain
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, UsageError, printable
+from mkmeta.mounts.profile import Profile
+from mkmeta.publisher.gate import Gate
 from mkmeta.publisher.release import Released, Request, Step, release
 from mkmeta.publisher.retiring import wait_for_hosts
 from mkmeta.publisher.site import Site
@@ -22,7 +26,7 @@ _WAIT: Final = 600  # seconds for others who publish: each reads a release, and 
 # All that a publisher takes from the layer file: nothing of it can be given here
 KEYS: Final = (
     *("volume", "manifest", "store", "pointer", "select", "hide", "drop-xattr", "digests", "hard-links"),
-    *("format", "redirect-prefix", "userxattr", "no-verity", "marker", "staging", "reports"),
+    *("format", "redirect-prefix", "userxattr", "no-verity", "marker", "staging", "reports", "profile"),
 )
 
 _AFTER: Final = 2 * 86400.0  # seconds that are waited for hosts
@@ -38,6 +42,8 @@ Any step that fails ends it, with the pointer as it was. Calls at the same time 
 --retire takes a release out of the layer that is going to be deleted: hosts go on seeing it, straight from the volume,
 until it is. It ends when no host reports an older layer, if hosts do (mkmeta status --report), or --after is over.
 
+With --predict it says what the layer saves of what hosts ask for; --min-gain is a gate before anything is built.
+
 Without a 'store' in the layer file, or with --manifest-only, no layer is built here: hosts build it from the manifest.
 That needs no root.
 """
@@ -49,14 +55,15 @@ examples:
   mkmeta release --config /etc/mkmeta/sw.toml grp/paint/v1.2
   mkmeta release --config /etc/mkmeta/sw.toml /mnt/sw/grp/paint/v1.2 --dry-run
   mkmeta release --config /etc/mkmeta/sw.toml --retire grp/paint/v1.0
+  mkmeta release --config /etc/mkmeta/sw.toml grp/paint/v1.2 --predict farm.profile --min-gain misses=99%
   mkmeta release --config /etc/mkmeta/sw.toml                                     looks at everything
 
 exit codes:
   0    published, or there was nothing new to publish
-  1    failed; the pointer is as it was
+  1    failed, or a profile is damaged; the pointer is as it was
   2    the command line is wrong, or PATH is neither on the volume nor recorded
   3    published, but parts were left out, which was allowed with --on-error leave-out
-  4    a release changed while it was published; nothing was
+  4    a release changed while it was published, or less would be saved than --min-gain; nothing was
   10   the manifest that it would be added to is not a valid one
   12   nothing is selected, or what is to be retired is not recorded
   13   something cannot be recorded as it is; nothing was published
@@ -92,6 +99,22 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         help="with --retire: wait at most so long for hosts to report that none has what was retired (default: 2d "
         "where the layer file has 'reports'; else there is nothing to wait for, and it is waited just so long)",
     )
+    parser.add_argument(
+        "--predict",
+        metavar="PROFILE",
+        type=filled,
+        action="append",
+        default=[],
+        help="say what the new layer saves of the requests in PROFILE, made by mkmeta observe; may be given many times",
+    )
+    parser.add_argument(
+        "--min-gain",
+        metavar="[KIND=]SHARE",
+        type=minimal_gain,
+        action="append",
+        default=[],
+        help="with --predict: publish nothing if less is saved, of all requests or of one kind: 50%%, misses=99%%",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check, scan and verify, but change nothing")
     parser.add_argument(
         "--manifest-only", action="store_true", help="build no layer here, although the layer file names a store"
@@ -125,7 +148,11 @@ def run(args: argparse.Namespace) -> int:
     )
     on_error = args.on_error or (OnError.FAIL if args.paths or args.retire else OnError.LEAVE_OUT)
     request = Request(
-        paths=tuple(args.paths), retire=tuple(args.retire), on_error=OnError(on_error), dry_run=args.dry_run
+        paths=tuple(args.paths),
+        retire=tuple(args.retire),
+        on_error=OnError(on_error),
+        dry_run=args.dry_run,
+        gate=_gate(site, args),
     )
     done = release(site, request, lambda step: _tell(step, args))
     held = _wait(done, args) if args.retire and done.published is not None else []
@@ -133,6 +160,17 @@ def run(args: argparse.Namespace) -> int:
     if held:
         return int(ExitCode.HELD)
     return int(ExitCode.INCOMPLETE if done.left_out else ExitCode.DONE)
+
+
+def _gate(site: Site, args: argparse.Namespace) -> Gate | None:
+    """What the layer must save. Raises UsageError, ProfileError."""
+    if not args.predict:
+        if args.min_gain:
+            raise UsageError("--min-gain needs profiles", hint="--predict PROFILE, made by mkmeta observe")
+        return None
+    mount = args.config.profile
+    known = Profile.NESTED if mount in (None, "auto") else Profile(mount)
+    return Gate.of(args.predict, site.root, args.min_gain, known, sys.stdin.buffer)
 
 
 def _wait(done: Released, args: argparse.Namespace) -> list[str]:

@@ -35,6 +35,7 @@ from mkmeta.publisher.arrival import (
     topmost,
     why_unfinished,
 )
+from mkmeta.publisher.gate import Gate
 from mkmeta.publisher.second_look import second_look
 from mkmeta.publisher.site import Site
 from mkmeta.scanner.scan import OnError, ScanOptions, scan
@@ -61,7 +62,7 @@ class ChangedError(MkmetaError):
 class Step(NamedTuple):
     """Something that was done."""
 
-    name: str  # check, scan, verify, build, publish
+    name: str  # check, scan, retire, verify, predict, build, publish
     seconds: float
     text: str  # what came of it, for people
 
@@ -74,6 +75,7 @@ class Request:
     retire: tuple[bytes, ...] = ()
     on_error: OnError = OnError.FAIL
     dry_run: bool = False
+    gate: Gate | None = None  # what the new layer must save
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +95,8 @@ class Released:
 def release(site: Site, request: Request, tell: Callable[[Step], None] = lambda _step: None) -> Released:
     """Publishes what is on the volume at the paths of a request; `tell` hears of each step when it is done.
 
-    Raises UnfinishedError, ChangedError, NothingSelectedError for what is to be retired and is not recorded,
-    LockedError, and as scan, build and publish do. The pointer is then as it was.
+    Raises UnfinishedError, ChangedError, TooLittleGainError, NothingSelectedError for what is to be retired and is not
+    recorded, LockedError, and as scan, build and publish do. The pointer is then as it was.
     """
     with _locked(site), contextlib.ExitStack() as stack:
         return _Run(site, request, tell, stack).run()
@@ -288,6 +290,9 @@ class _Run:
                 there = [path for path in news.recorded if path not in news.gone]
                 self.nothing = tuple(path for path in there if reader.find(path) is None)
                 self._verify(reader, news.recorded)
+            if self.request.gate is not None:
+                with self._step("predict") as say:
+                    say(self.request.gate.check(reader))
             return reader.id, reader.root.directory.entries, self._build(reader)
 
     def _scan(
