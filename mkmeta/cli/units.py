@@ -11,13 +11,14 @@ from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.config import read_config
 from mkmeta.errors import ExitCode, MkmetaError, printable, reason
-from mkmeta.host.units import DIRECTORY, Unit, instance_of, units_of
+from mkmeta.host.units import DIRECTORY, Unit, instance_of, mounts, publishes, units_of
 from mkmeta.manifest.output import atomic_output
 
 _DESCRIPTION = """\
 Prints the systemd units that mount a layer at boot, follow its pointer, and remove old generations, as its layer file
-says; or installs them. The units are the same for all layers of a host: each reads its own file when it runs. Only the
-paths that systemd itself has to know are written once more: call this again when `volume` or `store` change.
+says, and the one that watches the volume for releases, for one machine of a site; or installs them. The units are the
+same for all layers: each reads its own file when it runs. Only the paths that systemd itself has to know are written
+once more: call this again when `volume`, `store` or `manifest` change.
 """
 
 _EPILOG = """\
@@ -76,13 +77,18 @@ def run(args: argparse.Namespace) -> int:
         elif not args.quiet:
             note(f"{printable(path)}: {state}")
     name = instance_of(config)
-    enable = f"mkmeta-activate@{name}.service mkmeta-gc@{name}.timer"
-    if config.pointer is not None:
-        enable = f"mkmeta-activate@{name}.service mkmeta-refresh@{name}.timer mkmeta-gc@{name}.timer"
+    enable = []
+    if mounts(config):
+        timers = ("refresh", "gc") if config.pointer is not None else ("gc",)
+        enable = [f"mkmeta-activate@{name}.service", *(f"mkmeta-{timer}@{name}.timer" for timer in timers)]
+    watch = f"mkmeta-watch@{name}.service" if publishes(config) else None
     if args.json:
-        emit("summary", **path_fields(args.install, "directory"), units=len(units), enable=enable.split())
+        emit("summary", **path_fields(args.install, "directory"), units=len(units), enable=enable, watch=watch)
     elif not args.quiet:
-        note(f"next: systemctl daemon-reload && systemctl enable --now {enable}")
+        if enable:
+            note(f"next: systemctl daemon-reload && systemctl enable --now {' '.join(enable)}")
+        if watch is not None:
+            note(f"on one machine of the site: systemctl daemon-reload && systemctl enable --now {watch}")
     return int(ExitCode.DONE)
 
 
@@ -95,7 +101,7 @@ def _print(units: list[Unit], args: argparse.Namespace) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write((b"\n" if number else b"") + head + unit.text)
     if args.json:
-        emit("summary", directory=None, units=len(units), enable=None)
+        emit("summary", directory=None, units=len(units), enable=None, watch=None)
 
 
 def _write(path: bytes, text: bytes) -> str:

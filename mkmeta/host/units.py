@@ -19,11 +19,16 @@ DIRECTORY: Final = b"/etc/systemd/system"
 CONFIGS: Final = b"/etc/mkmeta"  # where the templates look for the file of an instance
 _PROGRAM: Final = "/opt/mkmeta/bin/mkmeta"  # in the templates
 _NAME: Final = re.compile(rb"[A-Za-z0-9_.:-]{1,100}")  # systemd.unit(5): what an instance name need not escape
-_USING: Final = ("activate", "refresh", "gc")  # the services of a layer
+_USING: Final = ("activate", "refresh", "gc", "metrics", "watch")  # the services of a layer
 
 _PATHS: Final = """\
 # Made by `mkmeta units` from {config}, for systemd to know its paths: the layer is mounted after the mounts
 # that these are on, not at all without them, and unmounted before they are.
+[Unit]
+RequiresMountsFor={paths}
+"""
+_WATCHED: Final = """\
+# Made by `mkmeta units` from {config}, for systemd to know its paths: nobody watches a volume that is not mounted.
 [Unit]
 RequiresMountsFor={paths}
 """
@@ -57,24 +62,43 @@ def instance_of(config: LayerConfig) -> str:
     return name.decode()
 
 
+def mounts(config: LayerConfig) -> bool:
+    """Whether a layer file says enough to mount the layer."""
+    return config.store is not None and config.mount_point is not None
+
+
+def publishes(config: LayerConfig) -> bool:
+    """Whether a layer file says enough to publish from."""
+    return config.manifest is not None and config.pointer is not None
+
+
 def units_of(config: LayerConfig, program: Sequence[str]) -> list[Unit]:
-    """All files, by name. `program` is the command that starts mkmeta, word by word. Raises UsageError."""
-    config.need("volume", "store", "mount-point")
-    assert config.volume is not None and config.store is not None
+    """All files, by name. `program` is the command that starts mkmeta, word by word.
+
+    Raises UsageError, and ConfigError for a file that says neither how to mount the layer nor how to publish it.
+    """
+    config.need("volume")
+    if not publishes(config):
+        config.need("store", "mount-point")
     name = instance_of(config)
     found = templates(program)
-    paths = f"{_quoted(config.volume)} {_quoted(config.store)}"
-    found.append(
-        Unit(
-            f"mkmeta-activate@{name}.service.d/paths.conf",
-            _PATHS.format(config=printable(config.path), paths=paths).encode("utf-8", "surrogateescape"),
-        )
-    )
+    if mounts(config):
+        found.append(_drop_in("activate", name, _PATHS, config, config.volume, config.store))
+    if publishes(config):
+        assert config.manifest is not None
+        found.append(_drop_in("watch", name, _WATCHED, config, config.volume, os.path.dirname(config.manifest)))
     if config.path != CONFIGS + b"/%b.toml" % name.encode():
         text = _ELSEWHERE.format(config=_escaped(config.path), variable=_quoted(b"CONFIG=" + config.path))
         data = text.encode("utf-8", "surrogateescape")
         found += [Unit(f"mkmeta-{verb}@{name}.service.d/file.conf", data) for verb in _USING]
     return sorted(found)
+
+
+def _drop_in(verb: str, name: str, text: str, config: LayerConfig, *paths: bytes | None) -> Unit:
+    """What systemd must know of a service's paths."""
+    words = " ".join(_quoted(path) for path in paths if path is not None)
+    data = text.format(config=printable(config.path), paths=words).encode("utf-8", "surrogateescape")
+    return Unit(f"mkmeta-{verb}@{name}.service.d/paths.conf", data)
 
 
 def templates(program: Sequence[str] = (_PROGRAM,)) -> list[Unit]:

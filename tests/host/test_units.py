@@ -119,7 +119,8 @@ def test_they_call_the_program_as_it_is(name: str) -> None:
         args = make_parser(arguments).parse_args(arguments)
         expected = {"store": b"/var/lib/mkmeta/sw", "point": b"/sw", "lower": b"/mnt/sw", "keep": 3}
         assert {key: value for key, value in vars(args).items() if key in expected}.items() <= expected.items()
-        assert args.from_config
+        assert args.config.path == os.fsencode(FILE)
+        assert args.from_config or arguments[0] == "watch"  # which has no options for what the file says
 
 
 def test_systemd_knows_the_paths_of_the_file() -> None:
@@ -162,7 +163,11 @@ def test_they_are_installed_and_again(tmp_path: Path, capsys: pytest.CaptureFixt
     file, where = tmp_path / "sw.toml", tmp_path / "system"
     file.write_bytes(FILE.read_bytes())
     assert main(["units", "--config", str(file), "--install", str(where), "--program", PROGRAM]) == 0
-    assert "systemctl enable --now mkmeta-activate@sw.service mkmeta-refresh@sw.timer" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "systemctl enable --now mkmeta-activate@sw.service mkmeta-refresh@sw.timer" in err
+    assert (
+        "on one machine of the site: systemctl daemon-reload && systemctl enable --now mkmeta-watch@sw.service" in err
+    )
     expected = {unit.name: unit.text for unit in units_of(read_config(os.fsencode(file)), [PROGRAM])}
     assert {str(path.relative_to(where)): path.read_bytes() for path in where.rglob("*") if path.is_file()} == expected
     assert f"Environment=CONFIG={file}\n".encode() in expected["mkmeta-gc@sw.service.d/file.conf"]
@@ -173,6 +178,19 @@ def test_they_are_installed_and_again(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "mkmeta-gc@.timer: replaced" in err
     assert main(["units", "--config", str(file)]) == 0
     assert capsys.readouterr().out.count("# --- mkmeta-") == len(expected)
+
+
+def test_a_host_that_only_publishes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It mounts nothing: the layer file says neither where nor from what store."""
+    file = tmp_path / "sw.toml"
+    file.write_text('volume = "/mnt/sw"\nmanifest = "/srv/mkmeta/sw.mkm"\npointer = "/mnt/sw/.mkmeta/sw.json"\n')
+    assert main(["units", "--config", str(file), "--install", str(tmp_path / "system"), "--program", PROGRAM]) == 0
+    err = capsys.readouterr().err
+    assert "systemctl enable --now mkmeta-watch@sw.service" in err
+    assert "--now mkmeta-activate@" not in err
+    drop_in = tmp_path / "system/mkmeta-watch@sw.service.d"
+    assert "RequiresMountsFor=/mnt/sw /srv/mkmeta\n" in (drop_in / "paths.conf").read_text()
+    assert f"Environment=CONFIG={file}\n" in (drop_in / "file.conf").read_text()
 
 
 @pytest.mark.parametrize(
