@@ -149,8 +149,8 @@ def test_pipelines(site: Site, name: str) -> None:
         assert (site.top / "output").read_text() == f"id={site.pointer.id.hex()}\n"
     else:
         assert done.stdout.strip() == site.pointer.id.hex()
-    for wrong, code in (("grp/paint/v3", 24), ("grp/none", 2), ("--retire=grp/paint/v1", 2), ("", 2)):
-        before = broken(site)
+    before = broken(site)
+    for wrong, code in (("grp/paint/v3", 24), ("--retire=grp/paint/v1", 2), ("", 2)):
         assert pipeline(name, site, wrong).returncode == code, wrong
         assert site.state == before
 
@@ -176,9 +176,6 @@ def test_spack(site: Site) -> None:
     assert site.names() == {"paint/v1", "hdf5/v1 odd"}
     assert run(site, wrapper, "install", "hdf5/v2", "fails").returncode == 1
     assert site.names() == {"paint/v1", "hdf5/v1 odd", "hdf5/v2"}, "what it did install"
-    before = site.pointer
-    assert run(site, wrapper, "install", "hdf5/v2").returncode == 0
-    assert site.pointer == before
     assert run(site, wrapper, "uninstall", "hdf5/v1 odd").returncode == 0
     assert site.names() == {"paint/v1", "hdf5/v2"}
     state = broken(site)

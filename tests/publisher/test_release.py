@@ -141,8 +141,8 @@ def test_what_fails_leaves_everything_as_it_was(
 def test_a_marker_and_quiet_let_a_release_through(site: Site) -> None:
     site.configure('marker = "done"\nstaging = ["**/.*"]\n')
     (site.make("paint/v2") / "done").touch()
-    time.sleep(1.1)
-    site.call("release", "grp/paint/v2", "--quiet-for", "1")
+    time.sleep(0.3)
+    site.call("release", "grp/paint/v2", "--quiet-for", "0.2")
     assert site.names() == {"paint/v1", "paint/v2"}
 
 
@@ -241,7 +241,7 @@ def test_three_at_once_all_end_up_published(site: Site) -> None:
 def test_killed_anywhere_nothing_is_half_and_nothing_is_lost(site: Site) -> None:
     """The pointer names a whole manifest at any time; the next call publishes what the killed one had recorded."""
     there = {"paint/v1"}
-    for number, step in enumerate((60, 130, 170, 195)):
+    for number, step in enumerate((60, 170)):  # all of them: test_chaos.py
         site.make(f"killed/v{number}")
         assert run_killed(run(site, f"grp/killed/v{number}"), step), "it has at least so many steps"
         assert site.names() >= there
