@@ -35,6 +35,7 @@ class Chaos:
         self.site = site
         self.chance = random.Random(seed)
         self.number = 0
+        self.named = ""  # the release that the last call was for
         self.there = ["paint/v1"]
         self.ends: Counter[str] = Counter()  # how calls ended, by round
 
@@ -78,12 +79,14 @@ class Chaos:
         return run
 
     def release(self, *, ahead: bool = False) -> Callable[[], int]:
-        return self.call("release", f"grp/{self.some()}", ahead=ahead)
+        self.named = self.some()
+        return self.call("release", f"grp/{self.named}", ahead=ahead)
 
     def watch(self, *, ahead: bool = False) -> Callable[[], int]:
         return self.call("watch", "--once", ahead=ahead)
 
     def any(self) -> Callable[[], int]:
+        self.named = ""
         ahead = self.chance.random() < 0.3
         return self.watch(ahead=ahead) if self.chance.random() < 0.4 else self.release(ahead=ahead)
 
@@ -96,11 +99,15 @@ class Chaos:
 
     def at_once(self) -> None:
         """Two or three, one of which may be killed at any moment."""
-        running = [fork(self.any()) for _ in range(self.chance.randrange(2, 4))]
+        running, named = [], {}
+        for _ in range(self.chance.randrange(2, 4)):
+            running.append(fork(self.any()))
+            named[running[-1]] = self.named
         if self.chance.random() < 0.5:
             time.sleep(self.chance.random() / 5)
             os.kill(running[0], 9)
-        self.end("at once", running)
+        published = {named[pid] for pid in self.end("at once", running)} & set(self.there)
+        assert self.site.names() >= published, "what a call said is published, no other call takes back"
 
     def written_meanwhile(self) -> None:
         """A release is copied, and one is written anew in its place, while a watcher and a publisher look."""
@@ -128,12 +135,15 @@ class Chaos:
         self.check()
         filler.unlink()
 
-    def end(self, word: str, running: list[int]) -> None:
-        """Waits, and counts."""
+    def end(self, word: str, running: list[int]) -> list[int]:
+        """Waits, and counts. Returns those that ended with 0."""
+        done = []
         for pid in running:
             code = wait(pid)
             assert code in FINE, (word, code)
             self.ends[f"{word} {code}"] += 1
+            done += [pid] if code == 0 else []
+        return done
 
     def step(self) -> None:
         """One round."""
