@@ -46,7 +46,8 @@ _CONFIG = {
 _DESCRIPTION = """\
 Mounts the current generation of a store over its volume, or, when an earlier one is mounted, replaces that by it under
 running programs: a path is never missing, and what is open stays what it was. When it is mounted already, there is
-nothing to do: run this as often as you like. MOUNTPOINT is made, if the directory above is there.
+nothing to do: run this as often as you like. MOUNTPOINT is made, if the directory above is there,
+but not where a link leads nowhere, or where a layer was and somebody has removed the directory.
 """
 
 _EPILOG = """\

@@ -96,7 +96,8 @@ def activate(request: Request, run: RunDirectory, note: Note) -> Activated:
     live = next(reversed(layers_at(point, run)), None)
     volume = _volume(request, point, live)
     check_place(point, store=real_path(request.store), lower=volume.path, run=run)
-    made_it = live is None and make_point(point)
+    # one that is remembered had a layer, and somebody has removed it: he may not want it back
+    made_it = live is None and not run.remembers(point) and make_point(request.point, point)
     try:
         if live is None:
             check_uncovered(point, note, over=request.over)

@@ -116,13 +116,15 @@ def check_uncovered(point: bytes, note: Note, *, over: bool) -> None:
     note(f"note: {printable(point)}: hides {hidden[0]}")
 
 
-def make_point(point: bytes) -> bool:
+def make_point(given: bytes, point: bytes) -> bool:
     """Makes a mount point where nothing is, if the directory above is there. Returns whether it did: then it is the
-    caller's to remove when nothing is mounted. `point` is a path that `check_place` let pass. Raises MountError, and
-    UsageError when it cannot be made.
+    caller's to remove when nothing is mounted.
+
+    Nothing is made where a symbolic link, `given`, leads nowhere: `point` is where it leads, and `check_place` let it
+    pass. Raises MountError, and UsageError when it cannot be made.
     """
     try:
-        return ask(partial(_make, point), SECONDS)
+        return ask(partial(_make, given, point), SECONDS)
     except NoAnswerError:
         raise MountError("the mount point does not answer", path=point, hint="unmount what is mounted there") from None
     except OSError as error:
@@ -130,8 +132,8 @@ def make_point(point: bytes) -> bool:
         raise UsageError(f"the mount point cannot be made: {reason(error)}", path=point, hint=hint) from None
 
 
-def _make(point: bytes) -> bool:
-    if os.path.lexists(point) or not make_directory(point):
+def _make(given: bytes, point: bytes) -> bool:
+    if os.path.islink(given.rstrip(b"/")) or os.path.lexists(point) or not make_directory(point):
         return False
     os.chmod(point, _POINT_MODE)
     return True

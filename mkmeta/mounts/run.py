@@ -104,7 +104,8 @@ class RunDirectory:
             for mount in table:
                 # one that covers its own lower is the inner one over an image, which needs nobody else's place
                 left.difference_update(lower for lower in layers_of(mount).lowers if lower != mount.point)
-                records.discard(_name(mount.device))
+                if mount.fstype == b"overlay":  # the number of one that is gone may be another filesystem's now
+                    records.discard(_name(mount.device))
 
         keep_used(mounts())
         if not left and not records:
@@ -163,6 +164,15 @@ class RunDirectory:
             return Placed(os.fsencode(point), volume, inode)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+
+    def remembers(self, point: bytes) -> bool:
+        """Whether a layer was mounted at a real path, and was not unmounted by `deactivate`."""
+        devices = map(_device, self._names(b"mounts"))
+        return any(
+            (placed := self.placed(device)) is not None and placed.point == point
+            for device in devices
+            if device is not None
+        )
 
 
 def run_directories(table: Iterable[Mount]) -> list[RunDirectory]:

@@ -294,3 +294,23 @@ def test_a_mount_point_is_made(host: Host) -> None:
     assert new.stat().st_mode == 0o040755
     assert ": made" not in host.call("activate", host.store, new, "--lower", host.volume).err
     host.call("deactivate", new)
+
+
+def test_a_mount_point_is_not_made_where_a_link_leads_nowhere(host: Host) -> None:
+    link, nowhere = host.top / "link", host.top / "nowhere"
+    link.symlink_to(nowhere.name)
+    for given in (link, f"{link}/"):
+        host.call("activate", host.store, given, "--lower", host.volume, check=2)
+        assert not nowhere.exists()
+
+
+def test_a_mount_point_that_somebody_removed_is_not_made(host: Host) -> None:
+    """From another mount namespace, which takes the mount away here (Linux 3.18). Who makes it anew wants the layer."""
+    host.activate()
+    elsewhere = ("unshare", "--mount", "--propagation", "private", "sh", "-c")
+    subprocess.run([*elsewhere, 'umount "$1" && rmdir "$1"', "sh", host.point], check=True)
+    assert not host.point.exists()
+    host.activate(check=2)
+    assert not host.point.exists()
+    host.point.mkdir()
+    host.activate()
