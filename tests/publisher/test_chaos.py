@@ -188,7 +188,7 @@ def test_what_is_published_in_the_end_is_what_a_full_scan_gives(mount: Mount) ->
     print(ROUNDS, dict(sorted(chaos.ends.items())))  # noqa: T201 - by -rP
     if ROUNDS >= 100:  # it was chaos, and they were publishing nevertheless
         ends = chaos.ends
-        assert min(ends["killed True"], ends["killed False"], ends["at once 0"], ends["at once -9"], ends["full 1"]) > 0
+        assert min(ends["killed True"], ends["at once 0"], ends["full 1"]) > 0, ends
 
 
 def settle(chaos: Chaos) -> None:
