@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mkmeta.__main__ import main
 from mkmeta.linux.mount import MNT_DETACH, umount2
 from mkmeta.linux.mountinfo import Mount, mounts, visible_at
 from mkmeta.mounts.live import LiveMount, live_at
+from tests.calling import Result, call
 
 _WITH_RUN_DIR = ("activate", "rollback", "deactivate", "refresh", "doctor", "status")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call of the program gave."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def messages(self) -> list[dict[str, object]]:
-        """The JSON messages on stdout."""
-        return [json.loads(line) for line in self.out.splitlines()]
 
 
 @dataclass
@@ -73,14 +56,7 @@ class Host:
 
     def call(self, verb: str, *args: str | Path, check: int | None = 0) -> Result:
         """Calls a verb; `check` is the exit code it must have."""
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                code = main(self.command(verb, *args)[3:])
-            except SystemExit as usage:
-                code = int(str(usage.code))
-        assert check is None or code == check, (verb, args, code, out.getvalue(), err.getvalue())
-        return Result(code, out.getvalue(), err.getvalue())
+        return call(self.command(verb, *args)[3:], check=check)
 
     def release(self, version: str, files: dict[str, str]) -> None:
         """Puts a release on the volume: `grp/paint/VERSION` with files in it."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from pathlib import Path
 
 import pytest
 
-from mkmeta.__main__ import main
 from mkmeta.host.costs import LOCAL, PLAIN, PROFILES, Served, costs
 from mkmeta.mounts.profile import Profile
-from tests.host.hosts import Host, Result
+from tests import calling
+from tests.calling import Result
+from tests.host.hosts import Host
 
 pytestmark = pytest.mark.needs("root", "overlay", "trusted xattrs")
 
@@ -36,10 +35,7 @@ def served(host: Host) -> Host:
 
 def call(*args: str | Path) -> Result:
     """`mkmeta explain`, which takes no --run-dir."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["explain", *map(str, args)])
-    return Result(code, out.getvalue(), err.getvalue())
+    return calling.call(["explain", *map(str, args)], check=None)
 
 
 def explained(where: Path, path: str, *options: str) -> Result:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mkmeta.linux.mount import MNT_DETACH, mount, umount2
-from tests.host.hosts import Host, Result
+from tests.calling import Result
+from tests.host.hosts import Host
 
 pytestmark = pytest.mark.needs("root", "overlay")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.calling import Result
 from tests.host.hostile import PLACES, spoil
-from tests.host.hosts import Host, Result
+from tests.host.hosts import Host
 
 pytestmark = pytest.mark.needs("root", "overlay")
 ROUNDS = 150

@@ -156,7 +156,7 @@ def test_flags_that_have_changed_are_repeated(host: Host, flag: str) -> None:
         if names:
             assert f"mounted {flag} by now" in host.call("status", host.point, check=22).err
         (message,) = host.activate(*activate).messages
-        assert (message["action"], set(message["flags"])) == ("switched", names)  # type: ignore[call-overload]
+        assert (message["action"], set(message["flags"])) == ("switched", names)
         assert {one.decode() for one in host.live().mount.flags} & {"nosuid", "nodev", "noexec"} == names
         host.call("status", host.point)
     assert host.activate(*activate).messages[-1]["action"] == "unchanged"
@@ -218,7 +218,7 @@ def test_a_volume_that_is_mounted_when_it_is_first_used(host: Host, tmp_path: Pa
         assert program.stdout is not None
         assert program.stdout.readline() == b"ready\n"
         (message,) = host.activate("--allow-setid", "--json").messages
-        assert set(message["flags"]) == {"nosuid", "nodev"}  # type: ignore[call-overload]
+        assert set(message["flags"]) == {"nosuid", "nodev"}
         assert {b"nosuid", b"nodev"} <= host.live().mount.flags
         assert (host.point / "grp/paint/v1/lib/one").read_text() == "first\n"
         host.call("status", host.point)

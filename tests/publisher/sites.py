@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from mkmeta.__main__ import main
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.store.pointer import Pointer, read_pointer
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call of the program gave."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def messages(self) -> list[dict[str, object]]:
-        """The JSON messages on stdout."""
-        return [json.loads(line) for line in self.out.splitlines()]
+from tests.calling import Result, call
 
 
 @dataclass
@@ -80,11 +63,7 @@ class Site:
 
     def call(self, verb: str, *args: str, check: int | None = 0) -> Result:
         """Calls a verb with the layer file; `check` is the exit code it must have."""
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main([verb, *args, "--config", str(self.config)])
-        assert check is None or code == check, f"{verb} {args}: {code}\n{out.getvalue()}{err.getvalue()}"
-        return Result(code, out.getvalue(), err.getvalue())
+        return call([verb, *args, "--config", str(self.config)], check=check)
 
     @property
     def pointer(self) -> Pointer:
@@ -105,7 +84,4 @@ class Site:
 
     def full_scan(self) -> str:
         """The ID that a scan of everything gives."""
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            assert main(["scan", "--config", str(self.config), "-q", "-o", str(self.top / "full.mkm")]) == 0
-        return out.getvalue().strip()
+        return call(["scan", "--config", str(self.config), "-q", "-o", str(self.top / "full.mkm")]).out.strip()

@@ -11,7 +11,8 @@ import pytest
 
 from mkmeta.__main__ import main
 from mkmeta.linux.statx import known_of
-from tests.publisher.sites import Result, Site
+from tests.calling import Result
+from tests.publisher.sites import Site
 from tests.store.processes import fork, run_killed, wait
 
 
