@@ -45,9 +45,9 @@ _CONFIG = {
 }
 
 _DESCRIPTION = """\
-Writes the overlayfs layer that a manifest describes: a directory tree of metadata only, to be mounted over the volume
-that was scanned. Files whose content the manifest has (scan --inline) are whole, and compared with their digests. The
-layer is written beside DEST, flushed, and appears there by one rename, complete or not at all.
+Writes the overlayfs layer that a manifest describes: a directory tree of metadata, to be mounted over the volume that
+was scanned. Files whose content the manifest has (scan --inline) are whole, and compared with their digests. The layer
+is written beside DEST, flushed, and appears there by one rename, complete or not at all.
 
 With --base, files that are just the same in an earlier layer are not written again: both layers have the same inode, by
 a hard link. That saves what a file takes on disk, and shows in link counts; formats/upper.md section 7 has the price.

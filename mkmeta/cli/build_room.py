@@ -16,7 +16,7 @@ from mkmeta.sinks.protocol import LayerKind
 
 _INODE: Final = 512  # bytes; as xfs, btrfs and an ext4 with room for attributes have it
 _BLOCK: Final = 4096  # bytes; what the attributes of a file take besides on an ext4 with inodes of 256 bytes
-_IN_IMAGE: Final = 210  # bytes per entry (README, Figures)
+_IN_IMAGE: Final = 210  # bytes per entry (docs/figures.md)
 
 
 def check_room(reader: ManifestReader, args: argparse.Namespace) -> ExitCode:

@@ -27,8 +27,9 @@ VERBS: Final = tuple(verb for verbs in GROUPS.values() for verb in verbs)
 
 _DESCRIPTION = """\
 Records selected parts of a read-only software volume (scan) and turns the record into an overlayfs layer
-of metadata only (build). Mounted over the volume (activate), the layer answers lookups, listings and stats
-locally; file data still comes from the volume, and whatever was not selected still shows through.
+of metadata, and of small files if you want (build). Mounted over the volume (activate), the layer answers
+lookups, listings and stats locally; all other data still comes from the volume, and whatever was not
+selected still shows through.
 """
 
 _EPILOG = """\

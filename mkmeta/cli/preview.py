@@ -11,7 +11,7 @@ from mkmeta.scanner.preview import Content, Preview, preview
 from mkmeta.scanner.scan import ScanOptions
 
 _SECONDS: Final = 10.0  # for an estimate
-# Bytes per entry (README, Figures). A layer on a filesystem with inodes of 512 bytes, and on one where the attributes
+# Bytes per entry (docs/figures.md). A layer on a filesystem with inodes of 512 bytes, and on one where the attributes
 # of a file take a block of their own; an image without and with digests; a manifest likewise.
 _LAYER: Final = (512, 512 + 4096)
 _IMAGE: Final = (151, 210)

@@ -1,6 +1,6 @@
 """How many requests a profile's programs send with a layer and without: by kind, for a client with empty caches.
 
-Measured (README, Figures; tests/nfs/test_demand.py), and the same for NFS 3 and 4.2 but for opens:
+Measured (docs/figures.md; tests/nfs/test_demand.py), and the same for NFS 3 and 4.2 but for opens:
 
     way         a LOOKUP for each directory found on the volume, an ACCESS for each in which something is asked
     misses      one for each name that is not there; none in a directory that is recorded completely

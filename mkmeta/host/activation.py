@@ -96,7 +96,7 @@ def activate(request: Request, run: RunDirectory, note: Note) -> Activated:
     live = next(reversed(layers_at(point, run)), None)
     volume = _volume(request, point, live)
     check_place(point, store=real_path(request.store), lower=volume.path, run=run)
-    # one that is remembered had a layer, and somebody has removed it: he may not want it back
+    # one that is remembered had a layer a moment ago, and somebody has removed it: he may not want it back
     made_it = live is None and not run.remembers(point) and make_point(request.point, point)
     try:
         if live is None:

@@ -22,7 +22,10 @@ from mkmeta.sinks.directory.staging import layer_id
 from mkmeta.store.generation import About
 from mkmeta.store.store import Generation
 
-_SECONDS: Final = 10.0  # for a name of a directory: `root` in a manifest may be on anybody's filesystem
+_SECONDS: Final = (
+    10.0  # for what may be on anybody's filesystem: the `root` of a manifest, an image that is in no store
+)
+_SEE_SERVER: Final = "see whether its server or disk is well"
 
 
 class ImageProof(NamedTuple):
@@ -50,8 +53,14 @@ def check_layer(
     """
     if about.image is not None and (proof is None or proof != _identity(generation.layer)):
         check_image(generation.layer, about.image)
-    with opened(generation.layer) as root:
-        _check_tree(root, generation, about, lower, verity)
+    look = partial(_look_into, generation, about, lower, verity)
+    if isinstance(generation, LooseImage):  # perhaps on a volume, whose server may die: who holds a lock does not wait
+        try:
+            ask(look, _SECONDS)
+        except NoAnswerError:
+            raise MountError("the image does not answer", path=generation.layer, hint=_SEE_SERVER) from None
+    else:
+        look()
     expected = b"/".join(part for part in (lower.rstrip(b"/"), about.redirect_prefix) if part) or b"/"
     if not other_root and not _is_same(about.root, expected):
         raise RefusedError(
@@ -70,9 +79,7 @@ def check_image(path: bytes, recorded: VerityDigest) -> ImageProof:
         before = _identity(path)
         ask(partial(check_digest, path, recorded), seconds_for(path))
     except NoAnswerError:
-        raise MountError(
-            "the image does not answer", path=path, hint="see whether its server or disk is well"
-        ) from None
+        raise MountError("the image does not answer", path=path, hint=_SEE_SERVER) from None
     except OSError as error:
         raise MountError(f"the image cannot be read: {reason(error)}", path=path, hint="build it again") from None
     return before
@@ -81,6 +88,11 @@ def check_image(path: bytes, recorded: VerityDigest) -> ImageProof:
 def _identity(path: bytes) -> ImageProof:
     status = os.stat(path)
     return ImageProof(path, status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns)
+
+
+def _look_into(generation: Generation | LooseImage, about: About, lower: bytes, verity: Verity) -> None:
+    with opened(generation.layer) as root:
+        _check_tree(root, generation, about, lower, verity)
 
 
 def _check_tree(root: bytes, generation: Generation | LooseImage, about: About, lower: bytes, verity: Verity) -> None:

@@ -22,6 +22,8 @@ from mkmeta.store.removal import remove_gone, remove_unfinished, retire
 from mkmeta.store.store import Generation, Store
 
 _LOOKS: Final = 5  # at the host, while others change the store
+_NOT_LOOKED_AT: Final = "it cannot be looked at: "
+_PERHAPS: Final = "perhaps in use: "
 _IMAGE_OPEN: Final = "its image is open: mounted somewhere, behind a loop device, or read by a program"
 _DOUBTS: Final = 2  # more looks, when something could not be told
 _PAUSE: Final = 0.2  # seconds between them
@@ -79,9 +81,15 @@ def _retired(store: Store, chosen: Collected) -> Collected:
     removed = []
     for generation in chosen.removed:
         with contextlib.ExitStack() as stack:
-            if generation.is_image and stack.enter_context(leased(generation.layer)) is not Use.NONE:
-                kept.append((generation, _IMAGE_OPEN))
-                continue
+            if generation.is_image:
+                try:
+                    use = stack.enter_context(leased(generation.layer))
+                except OSError as error:  # another gc has a lease on it at this moment, for one
+                    kept.append((generation, _NOT_LOOKED_AT + reason(error)))
+                    continue
+                if use is not Use.NONE:
+                    kept.append((generation, _IMAGE_OPEN if use is Use.OPEN else f"{_PERHAPS}{use.value}"))
+                    continue
             retire(store, generation)
             removed.append(generation)
     return replace(chosen, removed=tuple(removed), kept=tuple(kept))
@@ -153,7 +161,7 @@ class _Users:
                 or self._in_doubt(usage)
             )
         except OSError as error:
-            return f"it cannot be looked at: {reason(error)}"
+            return _NOT_LOOKED_AT + reason(error)
 
     def _looked(self) -> Usage:
         if self._usage is None:
@@ -233,7 +241,7 @@ class _Users:
                 if use is Use.NONE:
                     return None
             if use is Use.UNKNOWN:
-                return f"perhaps in use: {use.value}"
+                return f"{_PERHAPS}{use.value}"
             if attempt < _DOUBTS:
                 time.sleep(_PAUSE)  # a loop device takes a moment to go
         return _IMAGE_OPEN
@@ -254,7 +262,7 @@ class _Users:
         if not usage.unseen:
             return None
         self.unseen_for = usage.unseen
-        return f"perhaps in use: {usage.unseen[0].what}"
+        return _PERHAPS + usage.unseen[0].what
 
 
 def _is_inner(mount: Mount) -> bool:

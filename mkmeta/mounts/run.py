@@ -166,7 +166,9 @@ class RunDirectory:
             return None
 
     def remembers(self, point: bytes) -> bool:
-        """Whether a layer was mounted at a real path, and was not unmounted by `deactivate`."""
+        """Whether a layer was mounted at a real path, as far as is still written down: a sweep forgets one that is gone
+        from everywhere, and keeps one of which another namespace has a copy.
+        """
         devices = map(_device, self._names(b"mounts"))
         return any(
             (placed := self.placed(device)) is not None and placed.point == point
