@@ -135,6 +135,7 @@ def _probe() -> dict[str, bool]:
             "systemd-analyze",
             "promtool",
             "mandoc",
+            "gcc",
             "fish",
             "zsh",
         )

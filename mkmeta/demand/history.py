@@ -59,17 +59,19 @@ class History:
 def read_history(path: bytes) -> History:
     """The history at a path; an empty one where there is none. Raises HistoryError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb", opener=_open) as stream:
+            return decode(stream)
     except FileNotFoundError:
         return History()
     except OSError as error:
         raise HistoryError(reason(error), path=path) from None
-    with open(fd, "rb") as stream:
-        try:
-            return decode(stream)
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            hint = "move it away to begin anew; what is selected is then found again from profiles"
-            raise HistoryError("is no history of mkmeta promote, or damaged", path=path, hint=hint) from None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        hint = "move it away to begin anew; what is selected is then found again from profiles"
+        raise HistoryError("is no history of mkmeta promote, or damaged", path=path, hint=hint) from None
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def decode(stream: BinaryIO) -> History:
@@ -86,7 +88,7 @@ def decode(stream: BinaryIO) -> History:
             if record["rows"] != len(history.weights) + len(history.held) or stream.read(1):
                 raise ValueError("rows")
             return history
-        path = base64.b64decode(record["path_b64"]) if "path_b64" in record else record["path"].encode()
+        path = base64.b64decode(record["path_b64"]) if "path_b64" in record else str.encode(record["path"])
         if len(path) > PATH_LIMIT or b"\0" in path or (path and not is_plain(path)):
             raise ValueError("path")
         if "weight" in record:

@@ -29,6 +29,7 @@ from typing import Final
 
 from mkmeta.linux.mount import leave_mount_namespace
 from tests.bench.distance import compiled, served
+from tests.bench.measure import Figure
 from tests.host.hosts import Host
 from tests.nfs.hosts import NfsHost
 from tests.nfs.server import VERSIONS, Client, Server, latency, round_trip
@@ -119,18 +120,8 @@ print("\\n".join(good))
 """
 
 
-@dataclass(frozen=True)
-class Figure:
+class AppFigure(Figure):
     """The application once, over one mount."""
-
-    version: str
-    mount: str
-    rpcs: dict[str, int]  # by operation
-    seconds: float
-
-    @property
-    def total(self) -> int:
-        return sum(self.rpcs.values())
 
     def of_kind(self, kind: str) -> int:
         """Requests of a kind: `opens`, `reads`, or `others`, which are for misses, attributes and listings."""
@@ -248,15 +239,16 @@ def _inside(answer: Path, versions: list[str], mountings: list[Mounting]) -> int
     return 0
 
 
-def _over_nfs(host: NfsHost, client: Client, mount: Mounting, local: Path) -> Figure:
+def _over_nfs(host: NfsHost, client: Client, mount: Mounting, local: Path) -> AppFigure:
     with _mounted(host, mount, local, client.remount) as root, client.rpcs() as sent:
         started = time.perf_counter()
         application(root)
         seconds = time.perf_counter() - started
-    return Figure(client.version, str(mount), {key: count for key, count in sent.items() if count}, round(seconds, 2))
+    rpcs = {key: count for key, count in sent.items() if count}
+    return AppFigure(version=client.version, mount=str(mount), rpcs=rpcs, seconds=round(seconds, 2))
 
 
-def _distance(volume: Path, work: Path, mountings: list[Mounting]) -> list[Figure]:
+def _distance(volume: Path, work: Path, mountings: list[Mounting]) -> list[AppFigure]:
     """Seconds over the FUSE stand-in."""
     leave_mount_namespace()
     program = compiled(work)
@@ -268,7 +260,7 @@ def _distance(volume: Path, work: Path, mountings: list[Mounting]) -> list[Figur
                 started = time.perf_counter()
                 application(root)
                 seconds = time.perf_counter() - started
-            figures.append(Figure("FUSE", str(mount), {}, round(seconds, 2)))
+            figures.append(AppFigure(version="FUSE", mount=str(mount), rpcs={}, seconds=round(seconds, 2)))
             print(f"{mount}: {seconds:.2f} s", flush=True)
     return figures
 
@@ -302,7 +294,7 @@ def _mounted(host: Host, mount: Mounting, local: Path, forget: Callable[[], None
         shutil.rmtree(layer)
 
 
-def _report(figures: list[Figure], what: str, answer: Path | None) -> None:
+def _report(figures: list[AppFigure], what: str, answer: Path | None) -> None:
     """The table for people; and the figures, into a file."""
     plain = next(one for one in figures if one.mount == "plain")
     print(f"| {what} | requests | misses, attributes | opens | reads | seconds | of plain |")

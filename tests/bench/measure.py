@@ -1,4 +1,4 @@
-"""Running commands in turn and comparing them: ratios of neighbours in time, since machines are noisy."""
+"""Figures of mounts; and commands run in turn and compared: ratios of neighbours in time, since machines are noisy."""
 
 from __future__ import annotations
 
@@ -63,3 +63,17 @@ def _median(runs: list[Run]) -> Run:
         statistics.median(run.processor_seconds for run in runs),
         max(run.peak for run in runs),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """What one use of one mount took."""
+
+    version: str  # of NFS, or what else stands for it
+    mount: str
+    rpcs: dict[str, int]  # by operation
+    seconds: float
+
+    @property
+    def total(self) -> int:
+        return sum(self.rpcs.values())

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.bench.measure import Figure
 from tests.nfs.hosts import NfsHost
 from tests.nfs.server import VERSIONS, Client, Server, latency, round_trip
 from tests.uml.__main__ import boot
@@ -38,19 +39,11 @@ MOUNTS: Final = ("plain NFS", "merge", "data-only", "nested")
 Use = Callable[[Path], None]
 
 
-@dataclass(frozen=True)
-class Figure:
+@dataclass(frozen=True, kw_only=True)
+class UseFigure(Figure):
     """One use of one mount."""
 
-    version: str
     use: str
-    mount: str
-    rpcs: dict[str, int]  # by operation
-    seconds: float
-
-    @property
-    def total(self) -> int:
-        return sum(self.rpcs.values())
 
 
 def main() -> int:
@@ -86,7 +79,7 @@ def _inside(answer: Path) -> int:
     return 0
 
 
-def table(figures: list[Figure]) -> str:
+def table(figures: list[UseFigure]) -> str:
     """For people: a line for each figure."""
     lines = ["| NFS | use | mount | RPCs | seconds | by operation |", "|---|---|---|---|---|---|"]
     for one in figures:
@@ -97,7 +90,7 @@ def table(figures: list[Figure]) -> str:
     return "\n".join(lines)
 
 
-def _measure() -> tuple[list[Figure], float]:
+def _measure() -> tuple[list[UseFigure], float]:
     """All figures, and the seconds a round trip took."""
     server = Server()
     server.start()
@@ -127,12 +120,13 @@ def _measure() -> tuple[list[Figure], float]:
     return figures, sum(trips) / len(trips)
 
 
-def _figure(client: Client, name: str, mount: str, use: Use, root: Path) -> Figure:
+def _figure(client: Client, name: str, mount: str, use: Use, root: Path) -> UseFigure:
     with client.rpcs() as sent:
         started = time.perf_counter()
         use(root)
         seconds = time.perf_counter() - started
-    return Figure(client.version, name, mount, {key: count for key, count in sent.items() if count}, round(seconds, 3))
+    rpcs = {key: count for key, count in sent.items() if count}
+    return UseFigure(version=client.version, use=name, mount=mount, rpcs=rpcs, seconds=round(seconds, 3))
 
 
 @contextlib.contextmanager

@@ -141,11 +141,10 @@ def needs_of(content: bytes) -> elf.Needs | None:
         os.close(fd)
 
 
+@pytest.mark.needs("gcc")
 def test_needs_are_those_readelf_shows(tmp_path: Path) -> None:
     source = tmp_path / "lib.c"
     source.write_text("int one(void) { return 1; }\n")
-    if shutil.which("gcc") is None:
-        pytest.skip("this machine lacks: gcc")
     subprocess.run(["gcc", "-shared", "-o", tmp_path / "libone.so", source], check=True)
     for flag, wanted in (("--disable-new-dtags", "rpath"), ("--enable-new-dtags", "runpath")):
         out = tmp_path / wanted

@@ -1,4 +1,4 @@
-"""What is predicted is what was measured (README, Figures): on real NFS in tests/nfs/test_demand.py."""
+"""What is predicted is what was measured (docs/figures.md): on real NFS in tests/nfs/test_demand.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mkmeta.demand.profile import Row
 from tests.demand.profiles import make_profile
 
 DIRECTORIES, FILES, MISSES = 40, 20, 30
-# By use: plain, merge, data-only, nested; the table of README, NFS 4.2, Linux 6.12
+# By use: plain, merge, data-only, nested; the table of docs/figures.md, NFS 4.2, Linux 6.12
 MEASURED = {
     "misses": (1283, 2, 0, 2),
     "stats": (883, 883, 0, 2),

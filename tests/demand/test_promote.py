@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import itertools
+import json
 import os
 import random
-import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -16,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
-from mkmeta.demand.history import Held, History, decode, encode
+from mkmeta.demand.history import Held, History, HistoryError, decode, encode, read_history
 from mkmeta.demand.patterns import selected_by
 from mkmeta.demand.profile import Row
 from mkmeta.demand.promotion import Policy, decide, fade, take
 from mkmeta.demand.reading import Demand
 from mkmeta.demand.shape import Measure, Place
 from tests.demand.profiles import DAY_NS, age, make_profile, misses
+from tests.store.processes import run_killed
 
 FILES = 40  # below a lib, in the simulation
 
@@ -162,14 +166,50 @@ def test_what_is_gone_or_would_hide_something_goes_at_once() -> None:
     assert history.selected() == {b"grp/p2/v1/lib"}
 
 
+HISTORY = History(7, {b"a/\xff": 1.5, b"b": 2.5}, {b"a": Held(1, 2, 3, 4)}, [(b"x", 1, 2)], unreleased=True)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def read_damaged(content: bytes) -> None:
+    """Either it is a history still, or it is a HistoryError."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        with contextlib.suppress(HistoryError):
+            read_history(os.fsencode(file.name))
+
+
 @given(st.binary(max_size=300), st.integers(0, 1000))
 def test_a_damaged_history_is_one_kind_of_error(noise: bytes, at: int) -> None:
-    history = History(7, {b"a/\xff": 1.5}, {b"a": Held(1, 2, 3, 4)}, [(b"x", 1, 2)], unreleased=True)
-    text = encode(history)
-    assert decode(io.BytesIO(text)) == history
+    text = encode(HISTORY)
+    assert decode(io.BytesIO(text)) == HISTORY
     place = at % len(text)
-    with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
-        decode(io.BytesIO(text[:place] + noise + text[place + len(noise) :]))
+    read_damaged(text[:place] + noise + text[place + len(noise) :])
+
+
+@given(st.data())
+def test_a_history_with_any_value_is_one_kind_of_error(data: st.DataObject) -> None:
+    """Each line is JSON still, with another value in one place, or none."""
+    records = [json.loads(line) for line in encode(HISTORY).splitlines()]
+    record = data.draw(st.sampled_from(records))
+    key = data.draw(st.sampled_from(sorted(record)))
+    del record[key]
+    if data.draw(st.integers(0, 4)):
+        record[key] = data.draw(JSON)
+    read_damaged(b"".join(json.dumps(one).encode() + b"\n" for one in records))
+
+
+def test_a_history_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "directory").mkdir()
+    for name in os.listdir(tmp_path):
+        with pytest.raises(HistoryError):
+            read_history(os.fsencode(tmp_path / name))
 
 
 @pytest.fixture
@@ -182,9 +222,13 @@ def volume(tmp_path: Path) -> Path:
     return top
 
 
-def promote(top: Path, *arguments: str, code: int = 0) -> None:
+def command(top: Path) -> list[str]:
     files = ["--history", str(top / "history"), "--selection", str(top / "select")]
-    assert main(["promote", str(top / "spool"), "--root", str(top / "sw"), *files, *arguments]) == code
+    return ["promote", str(top / "spool"), "--root", str(top / "sw"), *files]
+
+
+def promote(top: Path, *arguments: str, code: int = 0) -> None:
+    assert main([*command(top), *arguments]) == code
 
 
 def put(top: Path, name: str, rows: list[Row]) -> Path:
@@ -239,29 +283,22 @@ def test_a_hostile_spool(volume: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert sum(decode(stream).weights.values()) <= 1_000_001
 
 
-def test_killed_at_any_moment(volume: Path, tmp_path: Path) -> None:
-    """A run that is killed after any of its system calls: the next one counts nothing twice and loses nothing."""
-    script = (
-        "import os, sys\n"
-        "from mkmeta.__main__ import main\n"
-        "left = int(sys.argv[1])\n"
-        "def audit(event, args):\n"
-        "    global left\n"
-        "    if event in ('os.rename', 'os.remove', 'open'):\n"
-        "        left -= 1\n"
-        "        if left == 0: os._exit(9)\n"
-        "sys.addaudithook(audit)\n"
-        "sys.exit(main(sys.argv[2:]))\n"
-    )
-    chance = random.Random(13)
-    files = ["--history", str(tmp_path / "history"), "--selection", str(tmp_path / "select")]
-    put(tmp_path, "a.profile", [misses("grp/paint/v1/lib", 64)])
-    for at in sorted(chance.sample(range(1, 40), 8)):
-        command = ["promote", str(tmp_path / "spool"), "--root", str(volume), *files]
-        subprocess.run([sys.executable, "-c", script, str(at), *command], check=False, capture_output=True)
-    promote(tmp_path)
-    assert selection(tmp_path) == ["grp/paint/v1/lib"]
-    with (tmp_path / "history").open("rb") as stream:
-        history = decode(stream)
-    assert history.weights == {b"grp/paint/v1/lib": pytest.approx(64, abs=1)} and history.taken == []
-    assert os.listdir(tmp_path / "spool") == []
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """A run that is killed before any of its steps: the next one counts nothing twice and loses nothing."""
+    for step in itertools.count():
+        top = tmp_path / str(step)
+        (top / "sw/grp/paint/v1/lib").mkdir(parents=True)
+        age(top / "sw")
+        (top / "spool").mkdir()
+        put(top, "a.profile", [misses("grp/paint/v1/lib", 64)])
+        killed = run_killed(functools.partial(main, command(top)), step)
+        if killed:
+            promote(top)
+        assert selection(top) == ["grp/paint/v*/lib"]
+        with (top / "history").open("rb") as stream:
+            history = decode(stream)
+        assert history.weights == {b"grp/paint/v1/lib": pytest.approx(64, abs=1)} and history.taken == []
+        assert os.listdir(top / "spool") == []
+        if not killed:
+            break
+    assert step > 30

@@ -52,7 +52,6 @@ def test_what_they_say_is_what_help_says(tmp_path: Path) -> None:
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=40))
-@pytest.mark.needs("mandoc")
 def test_any_text_is_text(text: str) -> None:
     """No word of it becomes a request of roff's, which a page from outside could use to include files."""
     for line in (*roff.flowing(text), *list(roff.literal([text]))[3:-2]):

@@ -41,7 +41,7 @@ def blocks(page: Path, heading: str) -> list[str]:
 
 
 def run(state: Path, *steps: str) -> str:
-    """Runs commands on a fresh host; each has to succeed. Returns what they print."""
+    """Runs commands on a fresh host (sh -e: none but the last of `A && B` has to succeed). Returns what they print."""
     script = state / "script"
     text = PREPARE.format(top=TOP, python=sys.executable) + "\n".join(("set -x", *steps))
     script.write_text(text)
@@ -68,18 +68,21 @@ def test_getting_started(tmp_path: Path) -> None:
     run(
         tmp_path,
         publish,
-        "grep v1.0 /sw/grp/paint/v1.0/lib/paint.py && ls /sw/grp/paint/v1.0/doc/readme",
+        "grep v1.0 /sw/grp/paint/v1.0/lib/paint.py",
+        "ls /sw/grp/paint/v1.0/doc/readme",
         "release v1.1",
         again,
         units,
-        "test -e /etc/systemd/system/mkmeta-activate@.service && grep -q 'enable --now mkmeta-activate@sw' /systemctl",
-        "mkmeta activate --config /etc/mkmeta/sw.toml && grep v1.1 /sw/grp/paint/v1.1/lib/paint.py",
+        "test -e /etc/systemd/system/mkmeta-activate@.service",
+        "grep 'enable --now mkmeta-activate@sw' /systemctl",
+        "mkmeta activate --config /etc/mkmeta/sw.toml",
+        "grep v1.1 /sw/grp/paint/v1.1/lib/paint.py",
         back,
-        "mkmeta status /sw --json | grep '\"generation\": 1' || test $? = 1",
+        "mkmeta status /sw --json | grep '\"generation\": 1,'",
         all_back,
         units_away,
         away,
-        "test ! -e /sw && test ! -e /var/lib/mkmeta/sw && test ! -e /etc/mkmeta/sw.toml && test ! -e /mnt/sw/.mkmeta",
+        *(f"test ! -e {path}" for path in ("/sw", "/var/lib/mkmeta/sw", "/etc/mkmeta/sw.toml", "/mnt/sw/.mkmeta")),
         "test -z \"$(find /etc/systemd/system -name 'mkmeta*')\"",
     )
 
@@ -91,12 +94,14 @@ def test_readme(tmp_path: Path) -> None:
     (host,) = blocks(readme, "Run it")
     (pipeline,) = blocks(readme, "Publish again")
     cut = host.index("mkmeta rollback")
+    diff = "mkmeta diff old.mkm sw.mkm"
+    assert diff in pipeline
     run(
         tmp_path,
         first,
-        "cp sw.mkm old.mkm && release v1.2",
-        pipeline.replace("mkmeta diff old.mkm sw.mkm", "mkmeta diff old.mkm sw.mkm || test $? = 4"),
-        "grep v1.2 /sw/grp/paint/v1.2/lib/paint.py || ls /sw",
+        "cp sw.mkm old.mkm",
+        "release v1.2",
+        pipeline.replace(diff, f"code=0; {diff} || code=$?; test $code = 4").replace(" && ", "\n"),
         host[:cut],
         "grep v1.2 /sw/grp/paint/v1.2/lib/paint.py",
         host[cut:],

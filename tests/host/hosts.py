@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,3 +120,21 @@ def host_in(top: Path, *, userxattr: bool = False) -> Iterator[Host]:
         yield host
     finally:
         host.unmount_all()
+
+
+def kill_sometimes(command: list[str], delay: float) -> int:
+    """Runs a program and kills it after `delay` seconds, unless it has ended; its exit code."""
+    program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        program.wait(delay)
+    except subprocess.TimeoutExpired:
+        program.kill()
+    return program.wait()
+
+
+def took(command: list[str]) -> float:
+    """The seconds that a program took, which must succeed."""
+    started = time.monotonic()
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return time.monotonic() - started

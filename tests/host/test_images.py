@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mkmeta.linux.descriptors import closing
 from mkmeta.linux.loop import attach
 from mkmeta.linux.mount import MNT_DETACH, umount2
 from mkmeta.linux.mountinfo import mounts
@@ -21,7 +22,7 @@ from mkmeta.mounts.image import by_loop, is_placed_image
 from mkmeta.mounts.overlay import make
 from mkmeta.mounts.profile import Overlay
 from tests.conftest import Mount
-from tests.host.hosts import Host, host_in
+from tests.host.hosts import Host, host_in, kill_sometimes, took
 from tests.host.test_users import program
 
 pytestmark = pytest.mark.needs("root", "overlay", "EROFS mounts")
@@ -177,21 +178,14 @@ def test_an_image_cannot_be_written_into(host: Host) -> None:
 
 @contextlib.contextmanager
 def _mounted_and_detached(path: Path) -> Iterator[None]:
-    fd = image.mounted(os.fsencode(path))
-    yield
-    os.close(fd)
+    with closing(image.mounted(os.fsencode(path))):
+        yield
 
 
 @contextlib.contextmanager
 def _behind_a_loop_device(path: Path) -> Iterator[None]:
     _device, fd = attach(os.fsencode(path))
-    yield
-    os.close(fd)
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[None]:
-    with path.open("rb"):
+    with closing(fd):
         yield
 
 
@@ -199,16 +193,18 @@ def _open(path: Path) -> Iterator[None]:
 def _mounted_in_another_namespace(path: Path) -> Iterator[None]:
     script = f"mount -t erofs -o loop {path} /mnt && echo && sleep 1000"
     child = subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"\n"
-    yield
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"\n"
+        yield
+    finally:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
 
 
 @pytest.mark.parametrize(
     "how",
-    [_mounted_and_detached, _behind_a_loop_device, _open, _mounted_in_another_namespace],
+    [_mounted_and_detached, _behind_a_loop_device, Path.open, _mounted_in_another_namespace],
     ids=lambda how: how.__name__,
 )
 def test_an_image_in_use_stays(host: Host, how: object) -> None:
@@ -260,19 +256,16 @@ def test_a_copy_in_another_namespace_keeps_it_mounted(host: Host) -> None:
 @pytest.mark.slow
 def test_killed_activations(host: Host) -> None:
     """At any moment: the path is there, the next call works, and in the end nothing is mounted that nobody needs."""
-    host.activate()
     chance = random.Random(11)
-    started = time.monotonic()
-    subprocess.run(host.command("activate", host.store, host.point, "--generation", "1"), check=True)
-    whole = time.monotonic() - started
+    killed = 0
     for number in range(8):
-        command = host.command("activate", host.store, host.point, "--generation", str(1 + number % 2))
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(chance.uniform(0.5, 1.0) * whole)
-        child.kill()
-        child.wait()
+        first, second = (
+            host.command("activate", host.store, host.point, "--lower", host.volume, "--generation", str(wanted))
+            for wanted in (1 + number % 2, 2 - number % 2)
+        )
+        killed += kill_sometimes(second, chance.uniform(0.5, 1.1) * took(first)) == -signal.SIGKILL
         assert (host.point / "grp/paint/v1/lib/one").read_text() == "first\n"
+    assert killed > 1
     host.activate("--generation", "2")
     assert (len(host.stack()), host.leftovers(), len(_placed(host))) == (1, [], 1)
     host.call("deactivate", host.point)

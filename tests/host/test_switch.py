@@ -17,7 +17,7 @@ from mkmeta.linux import mount as calls
 from mkmeta.linux.mountinfo import mounts
 from mkmeta.mounts import switch
 from mkmeta.mounts.live import live_at
-from tests.host.hosts import Host, mounts_below
+from tests.host.hosts import Host, kill_sometimes, mounts_below, took
 
 pytestmark = pytest.mark.needs("root", "overlay")
 
@@ -271,23 +271,6 @@ def test_who_holds_the_lock_is_named(host: Host) -> None:
     assert "switch" in held.err
 
 
-def _kill_sometimes(command: list[str], delay: float) -> int:
-    """Runs a program and kills it after `delay` seconds, unless it has ended; its exit code."""
-    program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        program.wait(delay)
-    except subprocess.TimeoutExpired:
-        program.send_signal(signal.SIGKILL)
-    return program.wait()
-
-
-def _took(command: list[str]) -> float:
-    started = time.monotonic()
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return time.monotonic() - started
-
-
 def kill_activations(host: Host, times: int) -> int:
     """Kills `activate` at random points; after each, the path has to be there and the next call has to work."""
     _two_generations(host)
@@ -298,7 +281,7 @@ def kill_activations(host: Host, times: int) -> int:
             host.command("activate", host.store, host.point, "--lower", host.volume, "--generation", str(wanted))
             for wanted in (1 + number % 2, 2 - number % 2)
         )
-        killed += _kill_sometimes(second, chance.uniform(0.4, 1.1) * _took(first)) == -signal.SIGKILL
+        killed += kill_sometimes(second, chance.uniform(0.4, 1.1) * took(first)) == -signal.SIGKILL
         assert (host.point / "grp/paint/v1/lib/one").read_text() == "first\n"
         assert len(host.stack()) <= 2
         if number % 5 == 0:

@@ -11,8 +11,6 @@ must show exactly, and the ID must be that of a first scan.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import random
 import re
@@ -28,9 +26,9 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from mkmeta.__main__ import main
 from mkmeta.errors import ExitCode
 from mkmeta.manifest.reader import ManifestReader
+from tests.calling import call
 from tests.model.mounts import mounted
 from tests.model.overlay import (
     OPAQUE,
@@ -378,12 +376,12 @@ class History(RuleBasedStateMachine):
         """Runs a verb that writes a manifest. None: nothing was there to be recorded, or to stay."""
         self._made += 1
         made = self.scratch / f"{self._made}.mkm"
-        code, said = run_mkmeta([argv[0], "-q", *argv[1:], "-o", str(made)])
-        if code == ExitCode.FAILED:
-            assert NOTHING_LEFT.search(said), (said, argv)
+        done = call([argv[0], "-q", *argv[1:], "-o", str(made)], check=None)
+        if done.code == ExitCode.FAILED:
+            assert NOTHING_LEFT.search(done.err), (done, argv)
         else:
-            assert code in (ExitCode.DONE, ExitCode.INCOMPLETE, ExitCode.NOTHING_SELECTED), (code, said, argv)
-        assert made.exists() == (code in (ExitCode.DONE, ExitCode.INCOMPLETE))
+            assert done.code in (ExitCode.DONE, ExitCode.INCOMPLETE, ExitCode.NOTHING_SELECTED), (done, argv)
+        assert made.exists() == (done.code in (ExitCode.DONE, ExitCode.INCOMPLETE))
         return made if made.exists() else None
 
     def looked_at_everything(self, made: Path, *, whole: bool = True) -> None:
@@ -404,10 +402,10 @@ class History(RuleBasedStateMachine):
         return next((above for above in parents(path) if matches(self.select, above)), path)
 
     def check(self) -> None:
-        assert run_mkmeta(["show", "-q", "--check", str(self.current)])[0] == 0
+        call(["show", "-q", "--check", str(self.current)])
         layer = self.scratch / "layer"
         shutil.rmtree(layer, ignore_errors=True)
-        assert run_mkmeta(["build", "-q", "-j1", str(self.current), str(layer)])[0] == 0
+        call(["build", "-q", "-j1", str(self.current), str(layer)])
         disk = Disk(self.volume.top)
         for profile, over in PROFILES.items():
             view = over(Disk(layer), disk)
@@ -475,12 +473,6 @@ def _comparable(found: dict[bytes, Seen], hidden: set[bytes]) -> dict[bytes, See
         for path, seen in found.items()
         if path not in hidden
     }
-
-
-def run_mkmeta(argv: list[str]) -> tuple[int, str]:
-    """Its exit code and what it wrote to stderr."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
-        return main(argv), said.getvalue()
 
 
 def id_of(manifest: Path) -> bytes:
