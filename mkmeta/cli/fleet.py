@@ -12,7 +12,7 @@ from mkmeta.cli.config_option import add_config
 from mkmeta.cli.host_arguments import seconds
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
-from mkmeta.errors import ExitCode, printable
+from mkmeta.errors import ExitCode, legible, printable
 from mkmeta.fleet.spool import Fleet, Spool, Standing, judge, read_spool
 from mkmeta.host.prometheus import Family, write_metrics
 from mkmeta.store.pointer import read_pointer
@@ -36,7 +36,7 @@ exit codes: (the highest that applies)
   0    all hosts have what is published
   1    the reports cannot be listed, or the pointer not be read
   2    the command line is wrong
-  21   hosts are behind, or were not heard of, or reports cannot be read
+  21   hosts are behind, or were not heard of, or reports cannot be read, or are too many
   22   something is wrong on a host
 """
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         _print(fleet, spool, now, args)
     if fleet.counts[Standing.DEGRADED]:
         return int(ExitCode.DEGRADED)
-    if fleet.counts[Standing.BEHIND] or fleet.counts[Standing.LOST] or spool.unreadable:
+    if fleet.counts[Standing.BEHIND] or fleet.counts[Standing.LOST] or spool.unreadable or spool.ignored:
         return int(ExitCode.BEHIND)
     return int(ExitCode.DONE)
 
@@ -102,7 +102,7 @@ def _emit(fleet: Fleet, spool: Spool, now: float) -> None:
         **{str(standing): fleet.counts[standing] for standing in Standing},
         unreadable=len(spool.unreadable),
         holders=[{"generation": number, "hosts": len(hosts)} for number, hosts in sorted(fleet.holders().items())],
-        ignored=spool.ignored,
+        ignored=len(spool.ignored),
     )
 
 
@@ -113,7 +113,7 @@ def _print(fleet: Fleet, spool: Spool, now: float, args: argparse.Namespace) -> 
         for host, heard in those[:most]:
             report = heard.report
             has = f"generation {report.generation or '-'}, reported {max(0, int(now - heard.when))} s ago"
-            print(f"{standing}: {host}: {has}" + "".join(f"; {printable(text.encode())}" for text in report.problems))
+            print(f"{standing}: {host}: {has}" + "".join(f"; {legible(text)}" for text in report.problems))
         if len(those) > most:
             print(f"{standing}: and {len(those) - most} more; --verbose names them")
     for number, hosts in sorted(fleet.holders().items()):
@@ -122,7 +122,7 @@ def _print(fleet: Fleet, spool: Spool, now: float, args: argparse.Namespace) -> 
     for name, why in spool.unreadable[:most]:
         note(f"mkmeta: {printable(name)}: cannot be read: {why}")
     if spool.ignored:
-        note(f"mkmeta: {spool.ignored} more files are not looked at")
+        note(f"mkmeta: {len(spool.ignored)} more files are not looked at")
     if not args.quiet:
         parts = ", ".join(f"{fleet.counts[standing]} {standing}" for standing in Standing if fleet.counts[standing])
         unreadable = f", {len(spool.unreadable)} reports cannot be read" if spool.unreadable else ""

@@ -18,6 +18,7 @@ PROBLEMS_MAX: Final = 8  # FORMAT
 PROBLEM_SIZE_MAX: Final = 200  # characters; FORMAT
 STATES: Final = ("current", "behind", "degraded", "unknown", "inactive")  # FORMAT
 _HOST_SIZE_MAX: Final = 200
+_MODE: Final = 0o644  # FORMAT: whoever adds up is another user
 _KIND: Final = "mkmeta-report"
 _SHORT_ID: Final = re.compile(r"(?:[0-9a-f]{12})?")
 _HINT: Final = "mkmeta status --report writes it anew"
@@ -106,4 +107,5 @@ def write_report(spool: bytes, report: Report) -> None:
     if not os.path.isdir(spool):
         raise StoreError("there is no such directory", path=spool, hint="make it first, with mode 1777")
     with atomic_output(os.path.join(spool, os.fsencode(report.host) + b".json"), follow=False) as stream:
+        os.fchmod(stream.fileno(), _MODE)
         stream.write(report.encode())

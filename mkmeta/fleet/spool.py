@@ -39,7 +39,7 @@ class Spool:
 
     heard: list[Heard]
     unreadable: list[tuple[bytes, str]]  # names, and what is wrong
-    ignored: int = 0  # files beyond the number that are read
+    ignored: list[bytes] = field(default_factory=list)  # names beyond the number that are read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def read_spool(path: bytes) -> Spool:
                 unreadable.append((name, error.message))
     finally:
         os.close(fd)
-    return Spool(heard, unreadable, max(0, len(names) - FILES_MAX))
+    return Spool(heard, unreadable, names[FILES_MAX:])
 
 
 def _read(spool: int, name: bytes) -> Heard:
@@ -121,11 +121,11 @@ def _standing(heard: Heard, published: int, now: float, lost: float) -> Standing
 
 
 def holders_of_older(spool: Spool, published: int) -> list[str]:
-    """Hosts that have, or may have, a generation older than the published one; those that cannot be read among them."""
+    """Hosts that have, or may have, a generation older than the published one; those that were not read among them."""
     found = []
     for report, _ in spool.heard:
         mounted = [] if report.state == "inactive" else [report.generation]
         if any(number < published for number in (*mounted, *report.held)):
             found.append(report.host)
-    unreadable = [os.fsdecode(name).removesuffix(".json") for name, _ in spool.unreadable]
-    return sorted({*found, *unreadable})
+    unread = [name for name, _ in spool.unreadable] + spool.ignored
+    return sorted({*found, *(os.fsdecode(name).removesuffix(".json") for name in unread)})

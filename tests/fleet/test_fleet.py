@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
 from mkmeta.errors import StoreError
+from mkmeta.fleet import spool as spool_module
 from mkmeta.fleet.report import REPORT_SIZE_MAX, STATES, Report, decode_report, host_name, write_report
 from mkmeta.fleet.spool import Standing, holders_of_older, judge, read_spool
 from tests.publisher.sites import Site
@@ -117,6 +118,42 @@ def test_a_hostile_spool(spool: Path, tmp_path: Path) -> None:
     assert wrong == {"link.json", "fifo.json", "dir.json", "large.json", "other.json", "deep.json", "\udcff.json"}
     assert "good" not in holders_of_older(found, 7)
     assert "large" in holders_of_older(found, 7), "in doubt, in use"
+
+
+def test_what_is_not_looked_at_counts_as_in_use(
+    spool: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(spool_module, "FILES_MAX", 2)
+    for host, generation in (("a", 7), ("b", 7), ("c", 6), ("d", 7)):
+        put(spool, report(host, generation))
+    found = read_spool(os.fsencode(spool))
+    assert [heard.report.host for heard in found.heard] == ["a", "b"]
+    assert holders_of_older(found, 7) == ["c", "d"]
+    assert main(["fleet", str(spool)]) == 21
+    assert "2 more files are not looked at" in capsys.readouterr().err
+    assert main(["fleet", str(spool), "--json"]) == 21
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["ignored"] == 2
+
+
+def test_texts_of_any_characters_are_shown_as_lines(spool: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    texts = ["\ud800", "\udcff", "a\nb", "\x1b[2J", "é \\x"]
+    fields = {**json.loads(report("a", state="degraded").encode()), "problems": texts}
+    (spool / "a.json").write_text(json.dumps(fields))
+    assert main(["fleet", "-q", str(spool)]) == 22
+    (line,) = capfdbinary.readouterr().out.splitlines()
+    assert line.split(b"; ")[1:] == [rb"\xed\xa0\x80", rb"\xff", rb"a\x0ab", rb"\x1b[2J", "é \\x".encode()]
+    assert main(["fleet", "--json", str(spool)]) == 22
+    first, _ = map(json.loads, capfdbinary.readouterr().out.splitlines())
+    assert first["problems"] == texts
+
+
+def test_others_can_read_a_report_whatever_the_umask(spool: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_report(os.fsencode(spool), report())
+    finally:
+        os.umask(before)
+    assert (spool / "node1.json").stat().st_mode & 0o7777 == 0o644
 
 
 def test_the_sum_against_an_oracle(spool: Path) -> None:
