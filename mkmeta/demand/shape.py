@@ -98,12 +98,18 @@ class VolumeShape:
         return self._lead(path, 0)
 
     def _lead(self, path: bytes, links: int) -> Place | None:
+        """Remembers what is there, and the first name on the way that is not: of a path it was given, nothing more."""
         if path in self._places:
             return self._places[path]
-        parent, _, name = path.rpartition(b"/")
-        above = self._lead(parent, links)
-        found = self._step(above.path, name, links) if above is not None and above.missing is None else above
-        self._places[path] = found
+        at, found = b"", Place(b"", None)
+        for name in path.split(b"/"):
+            at = at + b"/" + name if at else name
+            if at not in self._places:
+                self._places[at] = self._step(found.path, name, links)
+            step = self._places[at]
+            if step is None or step.missing is not None:
+                return step
+            found = step
         return found
 
     def _step(self, directory: bytes, name: bytes, links: int) -> Place | None:

@@ -19,7 +19,7 @@ from mkmeta.__main__ import main
 from mkmeta.demand.cover import Candidate, Hot, _exact, _greedy, choose
 from mkmeta.demand.picture import squarified
 from mkmeta.demand.profile import Row
-from mkmeta.demand.shape import Measure, NoShape, is_version
+from mkmeta.demand.shape import Measure, NoShape, Place, VolumeShape, is_version
 from tests.demand.profiles import age, make_profile, misses
 
 
@@ -159,6 +159,20 @@ def test_the_selection_can_be_scanned(volume: Path, tmp_path: Path, capfdbinary:
     capfdbinary.readouterr()
     assert main(["suggest", str(profile), "--root", str(volume), "--base", str(manifest)]) == 0
     assert capfdbinary.readouterr().out == chosen.read_bytes(), "and it is the same again"
+
+
+def test_the_deepest_path_leads_somewhere(volume: Path) -> None:
+    shape = VolumeShape(bytes(volume), None, now_ns=0, settled_ns=0)
+    deep = b"/".join([b"a"] * 2047)
+    for top in (b"grp", b"grp/paint/current", b"grp/paint"):
+        before = len(shape._places)
+        assert shape.place(top + b"/" + deep) == Place(top.replace(b"current", b"v2"), b"a")
+        assert len(shape._places) <= before + 5, "what is below a missing name is not remembered"
+    (volume / "loop").symlink_to("loop/x")
+    (volume / "out").symlink_to("../..")
+    for name in (b"loop", b"out"):
+        assert shape.place(name) is None
+        assert shape.place(name + b"/" + deep) is None
 
 
 def test_within_a_budget(volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
