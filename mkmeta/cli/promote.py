@@ -127,7 +127,7 @@ def _promote(
     fade(history, now, policy)
     counted = set(history.taken)
     written: set[bytes] = set()
-    taken = spool.profiles()
+    taken = spool.profiles(counted)
     for profile in taken:
         if profile in counted:
             continue
@@ -158,6 +158,8 @@ def _promote(
     if left != history.taken:
         history.taken = left
         write_history(args.history, history)
+    if left:
+        note(f"{len(left)} profiles are counted, and cannot be removed: give {printable(args.spool)} to this user")
     return outcome, changed
 
 

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
-from mkmeta.demand.history import Held, History, decode, encode
+from mkmeta.demand.history import KEPT_MAX, TAKEN_MAX, Held, History, decode, encode, write_history
 from mkmeta.demand.patterns import selected_by
 from mkmeta.demand.profile import Row
 from mkmeta.demand.promotion import Policy, decide, fade, take
 from mkmeta.demand.reading import Demand
 from mkmeta.demand.shape import Measure, Place
+from mkmeta.demand.spool import Spool
 from tests.demand.profiles import DAY_NS, age, make_profile, misses
 
 FILES = 40  # below a lib, in the simulation
@@ -172,6 +173,25 @@ def test_a_damaged_history_is_one_kind_of_error(noise: bytes, at: int) -> None:
         decode(io.BytesIO(text[:place] + noise + text[place + len(noise) :]))
 
 
+def test_the_longest_first_line_is_read_again() -> None:
+    taken = [(b"\xff%0254d" % number, 2**63 - 1, 2**63 - 1) for number in range(KEPT_MAX)]
+    history = History(7, taken=taken)
+    assert decode(io.BytesIO(encode(history))) == history
+
+
+@pytest.mark.parametrize(
+    "row", ['{"path": 5, "weight": 1}', '{"path": ["a"], "weight": 1}', '{"path_b64": 5}', '{"a": 1}']
+)
+def test_a_row_of_other_types_is_one_clear_line(
+    row: str, volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_history(bytes(tmp_path / "history"), History(7))
+    head, end = (tmp_path / "history").read_text().splitlines()
+    (tmp_path / "history").write_text(f"{head}\n{row}\n{end}\n")
+    promote(tmp_path, code=1)
+    assert "is no history of mkmeta promote, or damaged" in capsys.readouterr().err
+
+
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:
     top = tmp_path / "sw"
@@ -231,12 +251,36 @@ def test_a_hostile_spool(volume: Path, tmp_path: Path, capsys: pytest.CaptureFix
     put(tmp_path, "greedy.profile", [misses("grp/paint/v1/lib", 2**62), misses("grp", 2**62)])
     promote(tmp_path)
     told = capsys.readouterr().err
-    for name in ("noise", "link", "fifo", "large", "directory"):
+    for name in ("noise", "link", "fifo", "large"):
         assert f"not counted: {name}.profile" in told
+    assert "directory" not in told
     assert sorted(os.listdir(spool)) == ["directory.profile", "other"]
     assert Path("/etc/passwd").exists()
     with (tmp_path / "history").open("rb") as stream:
         assert sum(decode(stream).weights.values()) <= 1_000_001
+
+
+def test_what_cannot_be_removed_takes_no_place(volume: Path, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    for number in range(TAKEN_MAX + 1):
+        (spool / f"{number}.profile").mkdir()
+        os.utime(spool / f"{number}.profile", (0, 0))
+    put(tmp_path, "a.profile", [misses("grp/paint/v1/lib", 64)])
+    promote(tmp_path)
+    assert selection(tmp_path) == ["grp/paint/v1/lib"], "directories are not waited for"
+    assert not (spool / "a.profile").exists()
+    for number in range(TAKEN_MAX):
+        (spool / f"stays{number:04}.profile").touch()
+        os.utime(spool / f"stays{number:04}.profile", (number, number))
+    put(tmp_path, "b.profile", [misses("grp/pixel/v1/lib", 64)])
+    with Spool(bytes(spool)) as opened:
+        old = opened.profiles()
+        assert len(old) == TAKEN_MAX and b"b.profile" not in {one[0] for one in old}
+        taken = opened.profiles(set(old))
+        assert [one[0] for one in taken if one not in old] == [b"b.profile"] and set(old) <= set(taken)
+        for number in range(TAKEN_MAX):
+            os.unlink(spool / f"stays{number:04}.profile")
+        assert [one[0] for one in opened.profiles(set(old))] == [b"b.profile"]
 
 
 def test_killed_at_any_moment(volume: Path, tmp_path: Path) -> None:
