@@ -14,6 +14,7 @@ from mkmeta.cli.arguments import filled
 from mkmeta.cli.config_option import add_config
 from mkmeta.cli.host_arguments import add_wait, notes, seconds
 from mkmeta.cli.output import emit, note, path_fields
+from mkmeta.cli.pattern_file import parse_patterns
 from mkmeta.cli.suggest import share
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.demand.history import History, read_history, write_history
@@ -143,7 +144,7 @@ def _promote(
             continue
         written |= take(history, demand, shape)
     before = _content(args.selection)
-    outcome = decide(history, shape, written, policy, selected_by(before or b"", shape))
+    outcome = decide(history, shape, written, policy, selected_by(parse_patterns(before or b""), shape))
     text = b"".join(_selection(outcome))
     changed = text != before
     if args.dry_run:

@@ -45,7 +45,8 @@ class Spool:
 
         No more than KEPT_MAX in all: what is counted and cannot be removed must be remembered. Raises OSError.
         """
-        found, known = [], []
+        found: list[Taken] = []
+        known: list[Taken] = []
         for name in list_names(self._fd):
             if name.endswith(_SUFFIX) and not name.startswith(b"."):
                 try:

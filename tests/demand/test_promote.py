@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
+from mkmeta.cli.pattern_file import parse_patterns
 from mkmeta.demand.history import KEPT_MAX, TAKEN_MAX, Held, History, decode, encode, write_history
 from mkmeta.demand.patterns import selected_by
 from mkmeta.demand.profile import Row
@@ -83,7 +84,7 @@ def simulate(products: int, releases: int, apps: int, hosts: int, days: int, *, 
             site.releases[product].append(site.releases[product][-1] + 1)
         now = day * DAY_NS
         fade(history, now, policy)
-        served = selected_by(text, site)
+        served = selected_by(parse_patterns(text), site)
         asked = local = 0
         for number, times in sorted(Counter(chance.randrange(apps) for _ in range(hosts)).items()):
             demand, count = Demand(), 100 * times  # hosts with the same program report the same
@@ -101,7 +102,9 @@ def simulate(products: int, releases: int, apps: int, hosts: int, days: int, *, 
         assert all(site.measure(one.path).refused is None for one in outcome.selected)
         flips.update(change.path for change in outcome.changes)
         after = b"".join(sorted(line.pattern + b"\n" for line in outcome.lines))
-        assert selected_by(after, site) == {one.path for one in outcome.selected}, "the lines say what is selected"
+        assert selected_by(parse_patterns(after), site) == {one.path for one in outcome.selected}, (
+            "the lines say what is selected"
+        )
         released.append(after != text)
         text = after
     sys.stdout.write(f"shares {[round(share, 2) for share in shares]}\nreleases {sum(released)}\n")
