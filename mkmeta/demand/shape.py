@@ -21,6 +21,7 @@ from mkmeta.model import NS, Directory, DirectoryKind, Symlink
 
 _VERSION: Final = re.compile(rb"[vVrR]?\d+(?:[._-]\d+)*(?:[._+-]?[a-z]{1,6}\d*)?")
 _LINKS_MAX: Final = 40  # MAXSYMLINKS of the kernel
+_PLACES_MAX: Final = 2_000_000  # remembered; more, and all are looked at anew
 _LEVELS: Final = 2  # below a directory that is no release, a version's name there means that releases appear
 _COPYING_NS: Final = 3600 * NS  # a release that changed within this may not be complete yet
 LOOK_MAX: Final = 5_000_000  # entries looked at, in all
@@ -101,6 +102,8 @@ class VolumeShape:
         """Remembers what is there, and the first name on the way that is not: of a path it was given, nothing more."""
         if path in self._places:
             return self._places[path]
+        if len(self._places) > _PLACES_MAX:
+            self._places.clear()
         at, found = b"", Place(b"", None)
         for name in path.split(b"/"):
             at = at + b"/" + name if at else name
