@@ -17,7 +17,7 @@ from mkmeta.cli.output import emit, note
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.demand.importing import import_files
 from mkmeta.demand.live import observe
-from mkmeta.demand.profile import Header, ProfileMount, Source, write_profile
+from mkmeta.demand.profile import COUNT_MAX, Header, ProfileMount, ProfileReader, Source, write_profile
 from mkmeta.demand.tally import Tally, normal
 from mkmeta.demand.tracing import trace
 from mkmeta.errors import ExitCode, UsageError
@@ -27,6 +27,7 @@ from mkmeta.manifest.reader import ManifestReader
 _LOST: Final = {
     "directories": "calls in more directories than a profile names",
     "files": "opened files beyond those a profile names",
+    "paths": "calls by a path that is too long, or holds a NUL",
     "relative": "calls by a relative path, of a process whose directory is not known: --cwd says it",
     "cut": "calls whose path or line was not printed completely",
     "lines": "lines that were not understood",
@@ -187,13 +188,14 @@ def _mounts(points: Sequence[bytes]) -> tuple[ProfileMount, ...]:
 
 
 def _write(args: argparse.Namespace, header: Header, tally: Tally) -> None:
-    header = replace(header, lost=dict(tally.lost), outside=tally.outside)
-    if args.output == b"-":
-        with spooled_output(sys.stdout.buffer) as stream:
-            rows = write_profile(stream, header, tally.rows())
-    else:
-        with atomic_output(args.output) as stream:
-            rows = write_profile(stream, header, tally.rows())
+    lost = {name: min(count, COUNT_MAX) for name, count in tally.lost.items()}
+    header = replace(header, lost=lost, outside=min(tally.outside, COUNT_MAX))
+    with spooled_output(sys.stdout.buffer) if args.output == b"-" else atomic_output(args.output) as stream:
+        rows = write_profile(stream, header, tally.rows())
+        stream.seek(0)
+        for _ in ProfileReader(stream, args.output).rows():  # no profile appears that nobody would read
+            pass
+        stream.seek(0, os.SEEK_END)
     if args.json:
         emit("summary", source=str(header.source), rows=rows, outside=header.outside, lost=dict(header.lost))
         return

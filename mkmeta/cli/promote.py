@@ -14,6 +14,7 @@ from mkmeta.cli.arguments import filled
 from mkmeta.cli.config_option import add_config
 from mkmeta.cli.host_arguments import add_wait, notes, seconds
 from mkmeta.cli.output import emit, note, path_fields
+from mkmeta.cli.pattern_file import parse_patterns
 from mkmeta.cli.suggest import share
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.demand.history import History, read_history, write_history
@@ -127,7 +128,7 @@ def _promote(
     fade(history, now, policy)
     counted = set(history.taken)
     written: set[bytes] = set()
-    taken = spool.profiles()
+    taken = spool.profiles(counted)
     for profile in taken:
         if profile in counted:
             continue
@@ -143,7 +144,7 @@ def _promote(
             continue
         written |= take(history, demand, shape)
     before = _content(args.selection)
-    outcome = decide(history, shape, written, policy, selected_by(before or b"", shape))
+    outcome = decide(history, shape, written, policy, selected_by(parse_patterns(before or b""), shape))
     text = b"".join(_selection(outcome))
     changed = text != before
     if args.dry_run:
@@ -158,6 +159,8 @@ def _promote(
     if left != history.taken:
         history.taken = left
         write_history(args.history, history)
+    if left:
+        note(f"{len(left)} profiles are counted, and cannot be removed: give {printable(args.spool)} to this user")
     return outcome, changed
 
 

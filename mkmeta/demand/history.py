@@ -20,8 +20,9 @@ from mkmeta.model import PATH_LIMIT
 
 _MAGIC: Final = "mkmeta_history"
 _VERSION: Final = 1
-_LINE_MAX: Final = 64 << 10
-TAKEN_MAX: Final = 1000
+_LINE_MAX: Final = 4 << 20  # bytes: KEPT_MAX names of 255 bytes in base64, each with two numbers
+TAKEN_MAX: Final = 1000  # profiles that one run counts
+KEPT_MAX: Final = 8000  # profiles remembered as counted
 TRIALS_MAX: Final = 6
 
 Taken = tuple[bytes, int, int]  # a profile: name, inode number, mtime in ns
@@ -80,7 +81,7 @@ def decode(stream: BinaryIO) -> History:
     if head[_MAGIC] != _VERSION:
         raise ValueError(head[_MAGIC])
     history = History(updated_ns=_count(head["updated_ns"]), unreleased=head["unreleased"] is True)
-    for name, inode, mtime in head["taken"][:TAKEN_MAX]:
+    for name, inode, mtime in head["taken"][:KEPT_MAX]:
         history.taken.append((base64.b64decode(name), _count(inode), _count(mtime)))
     while True:
         record = _line(stream)
@@ -88,7 +89,7 @@ def decode(stream: BinaryIO) -> History:
             if record["rows"] != len(history.weights) + len(history.held) or stream.read(1):
                 raise ValueError("rows")
             return history
-        path = base64.b64decode(record["path_b64"]) if "path_b64" in record else str.encode(record["path"])
+        path = base64.b64decode(record["path_b64"]) if "path_b64" in record else _text(record["path"]).encode()
         if len(path) > PATH_LIMIT or b"\0" in path or (path and not is_plain(path)):
             raise ValueError("path")
         if "weight" in record:
@@ -109,6 +110,12 @@ def _line(stream: BinaryIO) -> dict[str, Any]:
     if type(record) is not dict:
         raise ValueError("no line")
     return record
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise ValueError("no text")
+    return value
 
 
 def _count(value: object) -> int:

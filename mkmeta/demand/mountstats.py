@@ -32,7 +32,7 @@ def difference(before: Totals, after: Totals) -> dict[str, tuple[int, int]]:
     found = {}
     for name, (sent, failed) in after.items():
         sent_before, failed_before = before.get(name, (0, 0))
-        if sent < sent_before:
+        if sent < sent_before or failed < failed_before:
             sent_before = failed_before = 0
         if sent > sent_before:
             found[name] = (sent - sent_before, failed - failed_before)

@@ -69,8 +69,9 @@ def _collapse(
             for names in groups:
                 if place < len(names):
                     alike.setdefault((*names[:place], b"/", *names[place + 1 :]), []).append(names)
-            for rest, members in alike.items():
-                if len(members) < 2 and not is_version(members[0][place]):  # of a version there will be a next one
+            for rest, together in alike.items():
+                members = [names for names in together if names in groups]  # less what a pattern before took in
+                if len(members) < 2 and not (members and is_version(members[0][place])):  # there will be a next version
                     continue
                 pattern = (*rest[:place], _wildcard([names[place] for names in members]), *rest[place + 1 :])
                 tried += 1
@@ -95,12 +96,11 @@ def _collapse(
     return taken
 
 
-def selected_by(text: bytes, shape: Shape) -> set[bytes]:
-    """The directories that selection lines select now. Raises UsageError for what is no pattern."""
+def selected_by(patterns: Iterable[bytes], shape: Shape) -> set[bytes]:
+    """The directories that patterns select now. Raises UsageError for what is no pattern."""
     found: set[bytes] = set()
-    for line in text.split(b"\n"):
-        if line.strip() and not line.startswith(b"#"):
-            found |= _matches(line.strip(b" \t\r").split(b"/"), shape, None) or set()
+    for pattern in patterns:
+        found |= _matches(pattern.split(b"/"), shape, None) or set()
     return found
 
 

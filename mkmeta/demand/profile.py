@@ -19,9 +19,11 @@ from mkmeta.model import PATH_LIMIT
 
 VERSION: Final = 1
 LINE_MAX: Final = 64 << 10  # bytes: two of the longest paths, escaped, and all numbers
+HEADER_MAX: Final = 1 << 20  # bytes: totals of all mounts
 ROWS_MAX: Final = 4_000_000
 PATHS_MAX: Final = 1_000_000
-PATH_BYTES_MAX: Final = 256 << 20
+PATH_ROOM: Final = 1 << 30  # bytes that all paths may take, each with all above it
+ROW_BYTES_MAX: Final = 4 << 30  # bytes of paths in all rows
 FILES_MAX: Final = 100_000  # what a writer counts
 MOUNTS_MAX: Final = 64
 COUNT_MAX: Final = 2**63 - 1
@@ -162,7 +164,7 @@ class ProfileReader:
             count += 1  # noqa: SIM113 - the end is no row
             row = self._row(record, mounts)
             path_bytes += len(row.path)
-            if count > ROWS_MAX or path_bytes > 16 * PATH_BYTES_MAX:
+            if count > ROWS_MAX or path_bytes > ROW_BYTES_MAX:
                 raise self._error(f"has more than {ROWS_MAX} rows, or more in them than any observer writes")
             yield row
         raise self._error("has no end: it was cut", hint="copy it again, aside, and rename it when it is complete")
@@ -256,13 +258,13 @@ class ProfileReader:
         return self._count(value[0]), self._count(value[1])
 
     def _record(self) -> dict[str, Any] | None:
-        line = self._stream.readline(LINE_MAX + 1)
+        line = self._stream.readline(HEADER_MAX + 1)
         self._number += 1
-        return self._parse(line) if line else None
+        return self._parse(line, HEADER_MAX) if line else None
 
-    def _parse(self, line: bytes) -> dict[str, Any]:
-        if len(line) > LINE_MAX or not line.endswith(b"\n"):
-            raise self._error(f"a line that does not end, or is longer than {LINE_MAX} bytes")
+    def _parse(self, line: bytes, most: int = LINE_MAX) -> dict[str, Any]:
+        if len(line) > most or not line.endswith(b"\n"):
+            raise self._error(f"a line that does not end, or is longer than {most} bytes")
         try:
             record = json.loads(line, parse_constant=_refuse, parse_float=_refuse)
         except (ValueError, RecursionError):
@@ -274,6 +276,11 @@ class ProfileReader:
     def _error(self, message: str, hint: str | None = None) -> ProfileError:
         where = f"line {self._number}: " if self._number > 1 else ""
         return ProfileError(where + message, path=self._name, hint=hint)
+
+
+def room_of(path: bytes) -> int:
+    """What a path takes of PATH_ROOM: readers keep the directories above it too, each by its whole path."""
+    return len(path) * (path.count(b"/") + 2) // 2
 
 
 def is_plain(path: bytes) -> bool:

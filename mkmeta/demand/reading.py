@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from mkmeta.demand.profile import (
-    PATH_BYTES_MAX,
+    PATH_ROOM,
     PATHS_MAX,
     Header,
     ProfileError,
     ProfileReader,
     Row,
     open_profile,
+    room_of,
 )
 
 MISSES, STATS, OPENS, LISTINGS, WRITES, FIRST_MISSES, FIRST_STATS, FIRST_OPENS = range(8)  # of counts, as in Row
@@ -32,7 +33,7 @@ class Demand:
     files: dict[bytes, int] = field(default_factory=dict)  # opens
     headers: list[Header] = field(default_factory=list)
     elsewhere: int = 0  # misses, not on the volume
-    room: int = PATH_BYTES_MAX
+    room: int = PATH_ROOM
 
     @property
     def lost(self) -> Counter[str]:
@@ -52,9 +53,9 @@ class Demand:
         """Adds a row. Raises ProfileError when they are too many."""
         known: dict[bytes, list[int]] | dict[bytes, int] = self.files if row.is_file else self.directories
         if path not in known:
-            self.room -= len(path)
+            self.room -= room_of(path)
             if len(self.directories) + len(self.files) >= PATHS_MAX or self.room < 0:
-                raise ProfileError(f"more than {PATHS_MAX} paths, with the profiles before", path=name)
+                raise ProfileError(f"more than {PATHS_MAX} paths, or deeper ones, with those before", path=name)
         if row.is_file:
             self.files[path] = self.files.get(path, 0) + row.first_opens
             return

@@ -21,6 +21,7 @@ from mkmeta.model import NS, Directory, DirectoryKind, Symlink
 
 _VERSION: Final = re.compile(rb"[vVrR]?\d+(?:[._-]\d+)*(?:[._+-]?[a-z]{1,6}\d*)?")
 _LINKS_MAX: Final = 40  # MAXSYMLINKS of the kernel
+_PLACES_MAX: Final = 2_000_000  # remembered; more, and all are looked at anew
 _LEVELS: Final = 2  # below a directory that is no release, a version's name there means that releases appear
 _COPYING_NS: Final = 3600 * NS  # a release that changed within this may not be complete yet
 LOOK_MAX: Final = 5_000_000  # entries looked at, in all
@@ -98,12 +99,20 @@ class VolumeShape:
         return self._lead(path, 0)
 
     def _lead(self, path: bytes, links: int) -> Place | None:
+        """Remembers what is there, and the first name on the way that is not: of a path it was given, nothing more."""
         if path in self._places:
             return self._places[path]
-        parent, _, name = path.rpartition(b"/")
-        above = self._lead(parent, links)
-        found = self._step(above.path, name, links) if above is not None and above.missing is None else above
-        self._places[path] = found
+        if len(self._places) > _PLACES_MAX:
+            self._places.clear()
+        at, found = b"", Place(b"", None)
+        for name in path.split(b"/"):
+            at = at + b"/" + name if at else name
+            if at not in self._places:
+                self._places[at] = self._step(found.path, name, links)
+            step = self._places[at]
+            if step is None or step.missing is not None:
+                return step
+            found = step
         return found
 
     def _step(self, directory: bytes, name: bytes, links: int) -> Place | None:

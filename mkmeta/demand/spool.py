@@ -1,17 +1,18 @@
 """A directory into which hosts put profiles. Whoever can write there is a stranger: all is bounded and checked.
 
 A host copies a profile under a name that begins with a dot, and renames it to one that ends in `.profile`. Only such
-are taken, and removed once they are counted or found to be none. Anything else stays, and is not looked at.
+are taken, and removed once they are counted or found to be none. Anything else stays, and is not looked at; nor are
+directories, which nobody could remove.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import BinaryIO, Final
 
-from mkmeta.demand.history import TAKEN_MAX, Taken
+from mkmeta.demand.history import KEPT_MAX, TAKEN_MAX, Taken
 from mkmeta.errors import MkmetaError, reason
 from mkmeta.linux.descriptors import closing
 from mkmeta.linux.names import list_names
@@ -39,17 +40,25 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
-    def profiles(self) -> list[Taken]:
-        """What there is to take, oldest first, at most as many as one run takes. Raises OSError."""
-        found = []
+    def profiles(self, counted: Container[Taken] = ()) -> list[Taken]:
+        """What of `counted` is still there, and then what is new: the oldest, as many as one run takes.
+
+        No more than KEPT_MAX in all: what is counted and cannot be removed must be remembered. Raises OSError.
+        """
+        found: list[Taken] = []
+        known: list[Taken] = []
         for name in list_names(self._fd):
             if name.endswith(_SUFFIX) and not name.startswith(b"."):
                 try:
                     status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                found.append((name, status.st_ino, status.st_mtime_ns))
-        return sorted(found, key=lambda one: (one[2], one[0]))[:TAKEN_MAX]
+                if stat.S_ISDIR(status.st_mode):
+                    continue
+                profile = (name, status.st_ino, status.st_mtime_ns)
+                (known if profile in counted else found).append(profile)
+        found.sort(key=lambda one: (one[2], one[0]))
+        return (sorted(known) + found[:TAKEN_MAX])[:KEPT_MAX]
 
     def read(self, profile: Taken, use: Callable[[BinaryIO], None]) -> None:
         """Has a profile read. Raises MkmetaError for what is no file of a size that can be one."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 from zlib import crc32
 
-from mkmeta.demand.profile import FILES_MAX, PATH_BYTES_MAX, PATHS_MAX, Row
+from mkmeta.demand.profile import COUNT_MAX, FILES_MAX, PATH_ROOM, PATHS_MAX, Row, room_of
 from mkmeta.model import PATH_LIMIT
 
 MISS, STAT, OPEN, LISTING, WRITE = range(5)  # places of counts, as in Row
@@ -31,7 +31,7 @@ class Tally:
         self._prefixes = tuple(point.rstrip(b"/") + b"/" for point in self.points)
         self._counts: dict[bytes, list[int]] = {}
         self._files: dict[bytes, int] = {}
-        self._room = PATH_BYTES_MAX
+        self._room = PATH_ROOM
         self._seen = bytearray((_BITS + 1) >> 3)
 
     def add(self, path: bytes, kind: int, times: int = 1) -> None:
@@ -40,6 +40,8 @@ class Tally:
             path = normal(path)
         if not path.startswith(self._prefixes):
             self.outside += times
+            return
+        if not self._is_possible(path, times):
             return
         parent, _, name = path.rpartition(b"/")
         if not name:
@@ -61,7 +63,7 @@ class Tally:
         if not (path + b"/").startswith(self._prefixes):
             self.outside += times
             return
-        counts = self._counts.get(path) or self._new(path)
+        counts = (self._counts.get(path) or self._new(path)) if self._is_possible(path, times) else None
         if counts is not None:
             counts[kind] += times
 
@@ -74,13 +76,14 @@ class Tally:
                 counts[place + _FIRST] += count
 
     def rows(self) -> Iterator[Row]:
-        """All that was counted, by mount and path."""
+        """All that was counted, by mount and path; no count is larger than a profile can say."""
         for path in sorted(self._counts):
             mount, inside = self._place(path)
-            yield Row._make((inside, *self._counts[path], mount, False))
+            yield Row._make((inside, *(min(count, COUNT_MAX) for count in self._counts[path]), mount, False))
         for path in sorted(self._files):
             mount, inside = self._place(path)
-            yield Row(inside, opens=self._files[path], first_opens=self._files[path], mount=mount, is_file=True)
+            opens = min(self._files[path], COUNT_MAX)
+            yield Row(inside, opens=opens, first_opens=opens, mount=mount, is_file=True)
 
     def _place(self, path: bytes) -> tuple[int, bytes]:
         whole = path + b"/"
@@ -88,16 +91,29 @@ class Tally:
         return mount, path[length:]
 
     def _new(self, path: bytes) -> list[int] | None:
-        self._room -= len(path)
-        if len(self._counts) >= PATHS_MAX - FILES_MAX or self._room < 0 or len(path) > PATH_LIMIT:
+        if len(self._counts) >= PATHS_MAX - FILES_MAX or not self._charge(path):
             self.lost["directories"] += 1
             return None
         return self._counts.setdefault(path, [0] * 8)
 
+    def _charge(self, path: bytes) -> bool:
+        """Whether there is room for one more path; a path for which there is none takes none."""
+        room = self._room - room_of(path)
+        if room >= 0:
+            self._room = room
+        return room >= 0
+
+    def _is_possible(self, path: bytes, times: int) -> bool:
+        """Whether a path can be one, and a profile says it; if not, the calls are lost."""
+        if len(path) <= PATH_LIMIT and b"\0" not in path:
+            return True
+        self.lost["paths"] += times
+        return False
+
     def _open(self, path: bytes, times: int) -> None:
         if path in self._files:
             self._files[path] += times
-        elif len(self._files) < FILES_MAX and len(path) <= PATH_LIMIT:
+        elif len(self._files) < FILES_MAX and self._charge(path):
             self._files[path] = times
         else:
             self.lost["files"] += times

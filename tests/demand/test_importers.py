@@ -172,6 +172,20 @@ def test_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert os.listdir(tmp_path) == []
 
 
+def test_no_profile_that_its_reader_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace, profile = tmp_path / "trace", tmp_path / "p"
+    trace.write_text('stat("/sw/a\\0b/x", 0x7f) = -1 ENOENT (No)\nstat("/sw/a/x", 0x7f) = -1 ENOENT (No)\n')
+    call = ["observe", "--from", "strace", str(trace), "-o", str(profile)]
+    assert main([*call, "--root", "/sw"]) == 0
+    assert "lost: 1 calls by a path that is too long, or holds a NUL" in capsys.readouterr().err
+    assert set(rows_of(profile)) == {"a"}
+    profile.unlink()
+    for roots in (["/" + "x" * 5000], [f"/sw{number}" for number in range(65)]):
+        assert main([*call, *(word for root in roots for word in ("--root", root))]) == 1
+        assert "mount" in capsys.readouterr().err
+        assert os.listdir(tmp_path) == ["trace"]
+
+
 @pytest.mark.needs("strace")
 def test_a_command_that_fails_is_observed_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = tmp_path / "p"

@@ -80,6 +80,8 @@ def test_mountstats() -> None:
     }
     later = {**found[b"/mnt/my sw"], "LOOKUP": (1300, 1210), "OPEN": (2, 1)}
     assert difference(found[b"/mnt/my sw"], later) == {"LOOKUP": (17, 10), "OPEN": (2, 1)}, "and a mount made anew"
+    again = {"LOOKUP": (2000, 3), "OPEN": (6, 0), "NULL": (1, 0)}
+    assert difference(found[b"/mnt/my sw"], again) == {"LOOKUP": (2000, 3), "OPEN": (1, 0)}, "no total is negative"
 
 
 @pytest.fixture

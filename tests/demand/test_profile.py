@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mkmeta.demand.profile import (
     COUNT_MAX,
     LINE_MAX,
+    PATH_ROOM,
     Header,
     ProfileError,
     ProfileMount,
@@ -20,8 +21,11 @@ from mkmeta.demand.profile import (
     Row,
     Source,
     is_plain,
+    room_of,
     write_profile,
 )
+from mkmeta.demand.reading import Demand
+from mkmeta.demand.tally import LISTING, MISS, OPEN, Tally
 from mkmeta.model import PATH_LIMIT
 
 HEADER = Header(source=Source.STRACE, mounts=(ProfileMount(point=b"/sw"), ProfileMount(point=b"/\xff")), host="h")
@@ -69,6 +73,50 @@ def test_no_other_bytes_do_more_than_an_error(data: st.DataObject) -> None:
         assert error.path == b"p"
     else:
         assert all(is_plain(row.path) or not row.path for row in found)
+
+
+def test_a_writer_counts_only_what_a_reader_takes() -> None:
+    tally = Tally([b"/sw"])
+    for path in (b"/sw/a\0/x", b"/sw/b/\0", b"/sw/" + b"c" * PATH_LIMIT, b"/sw/" + b"d/" * 2046 + b"x"):
+        for kind in (MISS, OPEN):
+            tally.add(path, kind, 2)
+        tally.add_directory(path, LISTING, 2)
+    assert tally.lost == {"paths": 24} and not list(tally.rows())
+    tally.add(b"/sw/e/x", OPEN, COUNT_MAX)
+    tally.add(b"/sw/e/x", OPEN, COUNT_MAX)
+    _, found = read(text_of(replace(HEADER, mounts=HEADER.mounts[:1]), list(tally.rows())))
+    assert [(row.path, row.opens, row.is_file) for row in found] == [
+        (b"e", COUNT_MAX, False),
+        (b"e/x", COUNT_MAX, True),
+    ]
+
+
+def test_the_totals_of_many_mounts() -> None:
+    totals = {f"OPERATION_{number}": (COUNT_MAX, COUNT_MAX) for number in range(100)}
+    mounts = tuple(ProfileMount(point=b"/sw%d" % number, totals=totals) for number in range(64))
+    header = replace(HEADER, mounts=mounts)
+    assert read(text_of(header, [])) == (header, [])
+
+
+def test_deep_paths_take_the_room_of_all_above_them() -> None:
+    """What predict keeps of them, directory by directory, is bounded by the same limit."""
+    deep = b"/".join([b"a"] * 2045)
+    above = sum(len(deep.rsplit(b"/", n)[0]) for n in range(2045))
+    assert above <= room_of(deep) <= above + 2 * len(deep)
+    demand, tally = Demand(), Tally([b"/"])
+    fit = PATH_ROOM // room_of(deep)
+    assert fit < 300
+    for number in range(fit + 10):
+        path = deep[:-4] + b"%03d" % number
+        tally.add(b"/" + path + b"/x", MISS)
+        if number < fit:
+            demand.add(Row(path), path, b"p")
+    with pytest.raises(ProfileError, match="deeper"):
+        demand.add(Row(deep), deep, b"p")
+    assert tally.lost["directories"] >= 10, "a writer counts no more than a reader takes"
+    again = Demand()
+    for row in tally.rows():
+        again.add(row, row.path, b"p")
 
 
 HEAD = {"mkmeta_profile": 1, "source": "env", "mounts": [{"point": "/sw"}]}

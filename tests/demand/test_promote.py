@@ -19,12 +19,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
-from mkmeta.demand.history import Held, History, HistoryError, decode, encode, read_history
+from mkmeta.cli.pattern_file import parse_patterns
+from mkmeta.demand.history import (
+    KEPT_MAX,
+    TAKEN_MAX,
+    Held,
+    History,
+    HistoryError,
+    decode,
+    encode,
+    read_history,
+    write_history,
+)
 from mkmeta.demand.patterns import selected_by
 from mkmeta.demand.profile import Row
 from mkmeta.demand.promotion import Policy, decide, fade, take
 from mkmeta.demand.reading import Demand
 from mkmeta.demand.shape import Measure, Place
+from mkmeta.demand.spool import Spool
 from tests.demand.profiles import DAY_NS, age, make_profile, misses
 from tests.store.processes import run_killed
 
@@ -86,7 +98,7 @@ def simulate(products: int, releases: int, apps: int, hosts: int, days: int, *, 
             site.releases[product].append(site.releases[product][-1] + 1)
         now = day * DAY_NS
         fade(history, now, policy)
-        served = selected_by(text, site)
+        served = selected_by(parse_patterns(text), site)
         asked = local = 0
         for number, times in sorted(Counter(chance.randrange(apps) for _ in range(hosts)).items()):
             demand, count = Demand(), 100 * times  # hosts with the same program report the same
@@ -104,7 +116,9 @@ def simulate(products: int, releases: int, apps: int, hosts: int, days: int, *, 
         assert all(site.measure(one.path).refused is None for one in outcome.selected)
         flips.update(change.path for change in outcome.changes)
         after = b"".join(sorted(line.pattern + b"\n" for line in outcome.lines))
-        assert selected_by(after, site) == {one.path for one in outcome.selected}, "the lines say what is selected"
+        assert selected_by(parse_patterns(after), site) == {one.path for one in outcome.selected}, (
+            "the lines say what is selected"
+        )
         released.append(after != text)
         text = after
     sys.stdout.write(f"shares {[round(share, 2) for share in shares]}\nreleases {sum(released)}\n")
@@ -212,6 +226,25 @@ def test_a_history_that_is_no_file(tmp_path: Path) -> None:
             read_history(os.fsencode(tmp_path / name))
 
 
+def test_the_longest_first_line_is_read_again() -> None:
+    taken = [(b"\xff%0254d" % number, 2**63 - 1, 2**63 - 1) for number in range(KEPT_MAX)]
+    history = History(7, taken=taken)
+    assert decode(io.BytesIO(encode(history))) == history
+
+
+@pytest.mark.parametrize(
+    "row", ['{"path": 5, "weight": 1}', '{"path": ["a"], "weight": 1}', '{"path_b64": 5}', '{"a": 1}']
+)
+def test_a_row_of_other_types_is_one_clear_line(
+    row: str, volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_history(bytes(tmp_path / "history"), History(7))
+    head, end = (tmp_path / "history").read_text().splitlines()
+    (tmp_path / "history").write_text(f"{head}\n{row}\n{end}\n")
+    promote(tmp_path, code=1)
+    assert "is no history of mkmeta promote, or damaged" in capsys.readouterr().err
+
+
 @pytest.fixture
 def volume(tmp_path: Path) -> Path:
     top = tmp_path / "sw"
@@ -275,8 +308,9 @@ def test_a_hostile_spool(volume: Path, tmp_path: Path, capsys: pytest.CaptureFix
     put(tmp_path, "greedy.profile", [misses("grp/paint/v1/lib", 2**62), misses("grp", 2**62)])
     promote(tmp_path)
     told = capsys.readouterr().err
-    for name in ("noise", "link", "fifo", "large", "directory"):
+    for name in ("noise", "link", "fifo", "large"):
         assert f"not counted: {name}.profile" in told
+    assert "directory" not in told
     assert sorted(os.listdir(spool)) == ["directory.profile", "other"]
     assert Path("/etc/passwd").exists()
     with (tmp_path / "history").open("rb") as stream:
@@ -302,3 +336,26 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         if not killed:
             break
     assert step > 30
+
+
+def test_what_cannot_be_removed_takes_no_place(volume: Path, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    for number in range(TAKEN_MAX + 1):
+        (spool / f"{number}.profile").mkdir()
+        os.utime(spool / f"{number}.profile", (0, 0))
+    put(tmp_path, "a.profile", [misses("grp/paint/v1/lib", 64)])
+    promote(tmp_path)
+    assert selection(tmp_path) == ["grp/paint/v1/lib"], "directories are not waited for"
+    assert not (spool / "a.profile").exists()
+    for number in range(TAKEN_MAX):
+        (spool / f"stays{number:04}.profile").touch()
+        os.utime(spool / f"stays{number:04}.profile", (number, number))
+    put(tmp_path, "b.profile", [misses("grp/pixel/v1/lib", 64)])
+    with Spool(bytes(spool)) as opened:
+        old = opened.profiles()
+        assert len(old) == TAKEN_MAX and b"b.profile" not in {one[0] for one in old}
+        taken = opened.profiles(set(old))
+        assert [one[0] for one in taken if one not in old] == [b"b.profile"] and set(old) <= set(taken)
+        for number in range(TAKEN_MAX):
+            os.unlink(spool / f"stays{number:04}.profile")
+        assert [one[0] for one in opened.profiles(set(old))] == [b"b.profile"]

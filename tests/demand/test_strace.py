@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mkmeta.demand.importers.strace import StraceImporter, unescape
+from mkmeta.demand.importers.strace import StraceImporter, children, unescape
 from mkmeta.demand.importing import import_files
 from mkmeta.demand.profile import Row, Source
 from mkmeta.demand.tally import Tally
@@ -24,6 +24,7 @@ def imported(text: str | bytes, cwd: bytes | None = None, root: bytes = b"/sw") 
     return {row.path: row for row in tally.rows() if not row.is_file}, tally
 
 
+LENGTH = 256 << 10
 MISSES = {
     "plain": 'openat(AT_FDCWD, "/sw/a/x", O_RDONLY|O_CLOEXEC) = -1 ENOENT (No such file or directory)',
     "-f": '77 openat(AT_FDCWD, "/sw/a/x", O_RDONLY) = -1 ENOENT (No such file or directory)',
@@ -116,6 +117,50 @@ def test_what_is_not_known_is_lost() -> None:
     )
     assert not found
     assert tally.lost == {"relative": 1, "cut": 2, "lines": 2}
+
+
+HOSTILE = {
+    "spaces behind a process": b"7" + b" " * LENGTH,
+    "spaces before a time": b" " * LENGTH + b"7",
+    "digits": b"7" * LENGTH,
+    "numbers of calls": b"[ 7] " * (LENGTH // 5) + b"[",
+    "an open one": b"[pid" + b" " * LENGTH,
+    "descriptors": b"rename(" + b"1" * LENGTH + b") = 0",
+    "places": b"rename(" + b"AT_FDCWD<" * (LENGTH // 9) + b") = 0",
+    "short places": b"rename(" + b"1<" * (LENGTH // 2) + b") = 0",
+    "quotes": b"rename(" + b'"\\' * (LENGTH // 2) + b") = 0",
+    "spaces before the mark": b"stat(" + b" " * LENGTH + b"<unfinished ...> x",
+    "commas before the mark": b"stat(" + b", " * (LENGTH // 2) + b"<unfinished ...>",
+    "marks": b"<unfinished ...>" * (LENGTH // 16) + b"x",
+    "results": b'stat("/sw/a/x", 0' + b") = 1" * (LENGTH // 5) + b"= x",
+    "wide results": b'stat("/sw/a/x"' + b")" + b" " * LENGTH,
+    "endings": b'stat("/sw/a/x"' + b", = -1 ENOENT" * (LENGTH // 13),
+    "resumed": b"resumed>" * (LENGTH // 8),
+    "clones": b"clone(" * (LENGTH // 6),
+    "letters": b"a" * LENGTH,
+}
+
+
+@pytest.mark.parametrize("line", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_line_takes_no_time(line: bytes) -> None:
+    """In proportion to the length of a line; by its square, each of these would take minutes."""
+    _, tally = imported(line + b"\n" + MISSES["plain"].encode() + b"\n")
+    (misses,) = [row.misses for row in tally.rows() if row.path == b"a" and not row.is_file and row.misses]
+    assert misses in (1, 2)  # some are themselves one
+    assert children(io.BytesIO(line + b"\n9 getpid() = 9\nclone(x) = 8\n")) == {b"8"}
+
+
+def test_only_paths_of_a_call_are_written_to() -> None:
+    found, tally = imported(
+        'setxattr("/sw/a/x", "user.name", "value", 5, 0) = 0\n'
+        'renameat2(AT_FDCWD, "/sw/b/x", 5</sw/c>, "y", RENAME_NOREPLACE) = 0\n'
+        'linkat(AT_FDCWD, "/sw/d/x", AT_FDCWD, "/sw/e/y", 0) = 0\n'
+        'symlinkat("../x", AT_FDCWD, "/sw/f/y") = 0\n'
+        'symlink("target", "/sw/g/y") = 0\n'
+        'utimensat(5, NULL, [{tv_sec=1, tv_nsec=0}, "/sw/h/x"], 0) = 0\n'
+    )
+    assert set(found) == {b"a", b"b", b"c", b"d", b"e", b"f", b"g"}
+    assert all(row.writes == 1 for row in found.values()) and not +tally.lost
 
 
 def test_every_byte_of_a_name() -> None:

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
-from mkmeta.demand.cover import Candidate, Hot, _exact, _greedy, choose
+from mkmeta.demand.cover import Candidate, Choice, Cover, Hot, _exact, _greedy, choose, with_above
+from mkmeta.demand.patterns import lines, selected_by
 from mkmeta.demand.picture import squarified
 from mkmeta.demand.profile import Row
-from mkmeta.demand.shape import Measure, NoShape, is_version
+from mkmeta.demand.shape import Measure, NoShape, Place, VolumeShape, is_version
 from tests.demand.profiles import age, make_profile, misses
 
 
@@ -126,6 +127,52 @@ def test_a_pattern_that_selects_more_is_none(volume: Path, tmp_path: Path, capsy
     assert selected(text) == ["grp/paint/v*/lib", "grp/pixel/v1/lib"]
 
 
+def test_a_pattern_takes_in_what_another_was_to_be_made_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["a/v1/p", "a/v1/r", "a/v2/z", "c/v1/p", "c/v1/r", "c/v2/z", "b/v1/q", "d/v1/q"]
+    for name in names:
+        (tmp_path / "sw" / name).mkdir(parents=True)
+    age(tmp_path / "sw")
+    hot = [name for name in names if "/v1/" in name]
+    text = suggest(tmp_path, [misses(name, 9) for name in hot], capsys, "--root", str(tmp_path / "sw"))
+    assert f"these lines answer {9 * len(hot)} " in text
+    assert sum(map(int, re.findall(r"# saves (\d+) misses", text))) == 9 * len(hot)
+
+
+@given(st.data())
+def test_patterns_of_any_volume_select_what_was_chosen(data: st.DataObject) -> None:
+    """Whatever is merged with what: each directory is in one line, and the lines select these and no others."""
+    name = st.sampled_from([b"a", b"b", b"v1", b"v2", b"v3"])
+    paths = data.draw(st.sets(st.tuples(name, name, name).map(b"/".join), min_size=1, max_size=16))
+    chosen = data.draw(st.sets(st.sampled_from(sorted(paths)), min_size=1))
+    cover = Cover([Choice(path, 1, 1) for path in sorted(chosen)], [], len(chosen), exact=True, others=[])
+    found, unwritable, _ = lines(cover, _Tree(paths))
+    assert not unwritable
+    assert sorted(one.path for line in found for one in line.chosen) == sorted(chosen)
+    assert selected_by([line.pattern for line in found], _Tree(paths)) == chosen
+
+
+class _Tree:
+    """Directories in memory."""
+
+    def __init__(self, paths: set[bytes]) -> None:
+        self.paths = with_above(paths)
+
+    def directories(self, path: bytes) -> list[bytes]:
+        return sorted(one.rpartition(b"/")[2] for one in self.paths if one.rpartition(b"/")[0] == path)
+
+    def others(self, path: bytes) -> list[bytes]:
+        return []
+
+    def place(self, path: bytes) -> Place | None:
+        return Place(path, None)
+
+    def measure(self, path: bytes) -> Measure:
+        return Measure(1, None)
+
+    def size(self, path: bytes) -> int | None:
+        return None
+
+
 def test_what_would_hide_something_is_left(volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.utime(volume / "grp/paint/v2/lib/deep")
     rows = [
@@ -159,6 +206,20 @@ def test_the_selection_can_be_scanned(volume: Path, tmp_path: Path, capfdbinary:
     capfdbinary.readouterr()
     assert main(["suggest", str(profile), "--root", str(volume), "--base", str(manifest)]) == 0
     assert capfdbinary.readouterr().out == chosen.read_bytes(), "and it is the same again"
+
+
+def test_the_deepest_path_leads_somewhere(volume: Path) -> None:
+    shape = VolumeShape(bytes(volume), None, now_ns=0, settled_ns=0)
+    deep = b"/".join([b"a"] * 2047)
+    for top in (b"grp", b"grp/paint/current", b"grp/paint"):
+        before = len(shape._places)
+        assert shape.place(top + b"/" + deep) == Place(top.replace(b"current", b"v2"), b"a")
+        assert len(shape._places) <= before + 5, "what is below a missing name is not remembered"
+    (volume / "loop").symlink_to("loop/x")
+    (volume / "out").symlink_to("../..")
+    for name in (b"loop", b"out"):
+        assert shape.place(name) is None
+        assert shape.place(name + b"/" + deep) is None
 
 
 def test_within_a_budget(volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,9 @@ Two kinds of lines need nothing but themselves, and are nearly all: an absolute 
 was and was only looked at. One expression takes them from a block at C speed. All others are read one by one, in their
 order: they may change what a relative path means. A process's working directory is known from a chdir, from what
 `-y` prints, from its parent, or from whoever imports; where it is not, the call is counted as lost.
+
+A line is anybody's, and may be a MiB long: every expression below is tried at one place of a line, and takes time in
+proportion to its length, since no two parts of it that repeat can take the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ _WRITES: Final = (
 )
 # What may be before a call: process, time of day, seconds, relative seconds, number of the call, address
 _BEFORE: Final = rb"(?:\d\d:\d\d:\d\d(?:\.\d+)? | *\d+\.\d+ )?(?:\[[ 0-9a-fx?]+\] )*"
-_PROCESS: Final = rb"(?:\[pid +\d+\] |\d+ +)?"
+_PROCESS: Final = rb"(?:\[pid +\d+\] |\d+ ++)?"
 _FAST: Final = re.compile(
     rb"^(?:" + _PROCESS + _BEFORE + rb"(?:"
     rb"(?:" + _STATS + rb"|" + _OPENS + rb')\((?:AT_FDCWD(?:<[^>\n]*>)?, )?"(/[^"\\\n]*)"[,)][^\n]*= -1 ENOENT [^\n]*'
@@ -42,18 +45,19 @@ _LINE: Final = re.compile(rb"(?:\[pid +(\d+)\] |(\d+) +)?" + _BEFORE + rb"(.*)",
 _CALL: Final = re.compile(
     rb"(\w+)\((.*)\) += (-?\d+|\?|0x[0-9a-f]+)(?:<(.*?)>(?:\(deleted\))?)?(?: (E[A-Z0-9]+) .*|.*)", re.DOTALL
 )
-_UNFINISHED: Final = re.compile(rb"(.*?),? *<unfinished \.\.\.>\s*", re.DOTALL)
+_UNFINISHED: Final = b"<unfinished ...>"
 _RESUMED: Final = re.compile(rb"<\.\.\. (\w+) resumed>(.*)", re.DOTALL)
 _WHERE: Final = re.compile(
     rb"(?:(?P<fd>AT_FDCWD|-?\d+)(?:<(?P<place>(?:[^>\\]|\\.)*)>(?:\(deleted\))?)?, )?"
     rb'"(?P<path>(?:[^"\\]|\\.)*)"(?P<cut>\.\.\.)?'
 )
+_TWO_PATHS: Final = re.compile(rb"(?:rename|link|symlink)\w*")
 _FD: Final = re.compile(rb"(\d+)(?:<((?:[^>\\]|\\.)*)>)?")
 _ESCAPE: Final = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|([0-7]{1,3})|(.))", re.DOTALL)
 _LETTERS: Final = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"v": b"\v", b"f": b"\f", b"a": b"\a", b"b": b"\b"}
 _NO_CALL: Final = (b"+++ ", b"--- ", b"strace: ", b"[ Process ")
 _CHILD: Final = re.compile(
-    rb"^" + _BEFORE + rb"(?:clone3?|v?fork)\([^\n]*\) += (\d+)|resumed>[^\n]*\) += (\d+)", re.MULTILINE
+    rb"^" + _BEFORE + rb"(?:(?:clone3?|v?fork)\(|<\.\.\. (?:clone3?|v?fork) resumed>)[^\n]*\) += (\d+)", re.MULTILINE
 )
 
 _is_stat = re.compile(_STATS).fullmatch
@@ -107,8 +111,9 @@ class StraceImporter:
         self._call(rest, self._process(who))
 
     def _call(self, text: bytes, process: _Process) -> None:
-        if (unfinished := _UNFINISHED.fullmatch(text)) is not None:
-            process.begun = unfinished[1]
+        before, mark, after = text.rpartition(_UNFINISHED)
+        if mark and not after.strip():
+            process.begun = before.rstrip(b" ").removesuffix(b",")
             return
         if (resumed := _RESUMED.fullmatch(text)) is not None:
             begun, process.begun = process.begun, b""
@@ -141,8 +146,7 @@ class StraceImporter:
             return
         if _is_write(name):
             if error is None:
-                skipped = 1 if name.startswith(b"symlink") else 0  # what a link leads to
-                for found in list(_WHERE.finditer(arguments))[skipped:][:2]:
+                for found in _written(name, arguments):
                     self._write(self._resolve(process, found))
             return
         where = _WHERE.match(arguments)
@@ -243,13 +247,26 @@ class StraceImporter:
         return self._processes.setdefault(who, process)
 
 
+def _written(name: bytes, arguments: bytes) -> Iterator[re.Match[bytes]]:
+    """The paths at which a call that changes something does so: its first, its second, or both."""
+    first = _WHERE.match(arguments)
+    if first is None:
+        return
+    if not name.startswith(b"symlink"):  # the first is what it leads to
+        yield first
+    if _TWO_PATHS.fullmatch(name) and arguments.startswith(b", ", first.end()):
+        second = _WHERE.match(arguments, first.end() + 2)
+        if second is not None:
+            yield second
+
+
 def children(stream: BinaryIO) -> set[bytes]:
     """The processes that a trace says were made. Raises OSError."""
     found: set[bytes] = set()
     for block in blocks(stream, {}):
-        for pair in _CHILD.findall(block):
+        for child in _CHILD.findall(block):
             if len(found) < _PROCESSES_MAX:
-                found.add(pair[0] or pair[1])
+                found.add(child)
     return found
 
 
