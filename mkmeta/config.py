@@ -95,8 +95,11 @@ def parse_config(data: bytes, path: bytes) -> LayerConfig:
     text = data.decode("utf-8", "surrogateescape")  # names are bytes: what is not UTF-8 stays as it is
     try:
         tables = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        what = "it is nested too deeply" if isinstance(error, RecursionError) else _lower(str(error))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, tomllib.TOMLDecodeError):
+            what = _lower(str(error))
+        else:  # a plain ValueError is Python's refusal of an integer with thousands of digits
+            what = "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
         raise ConfigError(f"is not TOML: {printable(what.encode(errors='surrogateescape'))}", path=path) from None
     return _Checked(path, text).config(tables)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Final
 
 from mkmeta.digest import DIGEST_SIZE, VerityDigest
+from mkmeta.errors import UsageError
 
 _STDIN: Final = frozenset({"/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"})
 _STDOUT: Final = frozenset({"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"})
@@ -32,6 +34,12 @@ def filled(text: str) -> bytes:
     if not text:
         raise argparse.ArgumentTypeError("is empty: was a variable not set?")
     return os.fsencode(text)
+
+
+def check_stdin_once(files: Sequence[bytes]) -> None:
+    """Raises UsageError when `-` is among files more than once: the second would be empty."""
+    if files.count(b"-") > 1:
+        raise UsageError("standard input can be read only once", hint="give - once")
 
 
 def verity_digest(text: str) -> VerityDigest:

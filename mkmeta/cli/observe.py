@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from mkmeta.cli.arguments import filled
+from mkmeta.cli.arguments import check_stdin_once, filled
 from mkmeta.cli.host_arguments import seconds
 from mkmeta.cli.output import emit, note
 from mkmeta.cli.verb import Verbs, add_verb
@@ -24,6 +24,7 @@ from mkmeta.errors import ExitCode, UsageError
 from mkmeta.manifest.output import atomic_output, spooled_output
 from mkmeta.manifest.reader import ManifestReader
 
+_SECONDS_MAX: Final = 366 * 86_400
 _LOST: Final = {
     "directories": "calls in more directories than a profile names",
     "files": "opened files beyond those a profile names",
@@ -145,6 +146,7 @@ def _imported(args: argparse.Namespace) -> Tally:
         raise UsageError("--from excludes --seconds and a COMMAND")
     if not args.what:
         raise UsageError("--from needs files", hint="name them, or - for standard input")
+    check_stdin_once(args.what)
     if args.cwd is not None and args.cwd[:1] != b"/":
         raise UsageError("is no absolute path", path=args.cwd, hint="give --cwd from / on")
     tally = Tally(_points(args.root or [b"/"]))
@@ -166,6 +168,8 @@ def _tally_of_mounts(args: argparse.Namespace) -> Tally:
         raise UsageError("name a mount point", hint="mkmeta observe /sw -o sw.profile -- COMMAND")
     if args.command and args.seconds is not None:
         raise UsageError("--seconds and a COMMAND exclude each other")
+    if args.seconds is not None and args.seconds > _SECONDS_MAX:
+        raise UsageError("--seconds is more than a year", hint="a profile is written at the end: observe for 1h, again")
     return Tally(_points([os.path.realpath(point) for point in args.what]))
 
 

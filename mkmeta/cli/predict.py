@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mkmeta.cli.arguments import filled
+from mkmeta.cli.arguments import check_stdin_once, filled
 from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.suggest import share
@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """Predicts."""
     if args.manifest == "-" and b"-" in args.profiles:
         raise UsageError("standard input cannot be both manifest and profile")
+    check_stdin_once(args.profiles)
     lost = 0
     with open_manifest(args.manifest) as reader:
         predictor = Predictor(reader, nfs=args.nfs, inline=args.inline)

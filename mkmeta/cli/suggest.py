@@ -8,7 +8,7 @@ import os
 import sys
 import time
 
-from mkmeta.cli.arguments import filled
+from mkmeta.cli.arguments import check_stdin_once, filled
 from mkmeta.cli.host_arguments import seconds
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     """Suggests."""
     if args.base is not None and args.root is None:
         raise UsageError("--base goes with --root")
+    check_stdin_once(args.profiles)
     root = os.path.realpath(args.root) if args.root is not None else None
     with contextlib.ExitStack() as stack:
         demand = read_profiles(args.profiles, root, sys.stdin.buffer)

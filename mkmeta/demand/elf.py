@@ -1,6 +1,6 @@
 """What an ELF file says of the libraries it needs (gABI 4.1; elf.h): DT_NEEDED, DT_RPATH, DT_RUNPATH, the interpreter.
 
-The file is anybody's. Of any bytes, this gives what they say or None; it reads at most a MiB of them.
+The file is anybody's. Of any bytes, this gives what they say or None; it reads at most five MiB of them.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def _needs(fd: int, form: _Form, loads: list[tuple[int, int, int]], dynamic: byt
         return _read(fd, places[0] + at, _STRING_MAX).partition(b"\0")[0]
 
     def directories(tag: int) -> tuple[bytes, ...]:
-        found = [string(value) for known, value in entries if known == tag][:1]
-        return tuple(name for text in found for name in text.split(b":") if name)
+        found = [value for known, value in entries if known == tag][:1]
+        return tuple(name for at in found for name in string(at).split(b":") if name)
 
-    needed = [string(value) for tag, value in entries if tag == DT_NEEDED][:_NEEDED_MAX]
-    return Needs(tuple(name for name in needed if name), directories(DT_RPATH), directories(DT_RUNPATH))
+    needed = [value for tag, value in entries if tag == DT_NEEDED][:_NEEDED_MAX]
+    return Needs(tuple(name for name in map(string, needed) if name), directories(DT_RPATH), directories(DT_RUNPATH))
 
 
 def _read(fd: int, at: int, size: int) -> bytes:

@@ -74,7 +74,7 @@ def sweep(tracefs: Path = TRACEFS) -> None:
         for path in (tracefs / "instances").iterdir():
             match = _NAME.fullmatch(path.name)
             if match is not None and _started(int(match[1])) != match[2]:
-                with contextlib.suppress(FileNotFoundError):  # another run has swept it
+                with contextlib.suppress(OSError):  # another run has swept it, or somebody reads in it
                     path.rmdir()
 
 

@@ -17,15 +17,17 @@ def paths_of(point: bytes, wanted: set[int], base: ManifestReader | None) -> dic
     What a manifest says of an inode number is asked of the volume once more: it may be another directory by now. Lists
     directories, nearest first, until all are found, and no more than LOOK_MAX entries.
     """
-    found = {os.stat(point).st_ino: b""}
+    top = os.stat(point).st_ino
+    found = {top: b""} if top in wanted else {}
     if base is not None:
         for path, inode in _recorded(base, wanted):
             with contextlib.suppress(OSError):
                 if os.lstat(os.path.join(point, path)).st_ino == inode:
                     found[inode] = path
+    missing = wanted - found.keys()
     left = LOOK_MAX
     waiting = deque([b""])
-    while waiting and left > 0 and not wanted <= found.keys():
+    while waiting and left > 0 and missing:
         directory = waiting.popleft()
         with contextlib.suppress(OSError), os.scandir(os.path.join(point, directory)) as listing:
             for item in listing:
@@ -33,8 +35,10 @@ def paths_of(point: bytes, wanted: set[int], base: ManifestReader | None) -> dic
                 if item.is_dir(follow_symlinks=False):
                     path = directory + b"/" + item.name if directory else item.name
                     waiting.append(path)
-                    found.setdefault(item.inode(), path)
-    return {inode: found[inode] for inode in wanted if inode in found}
+                    if (inode := item.inode()) in missing:
+                        missing.remove(inode)
+                        found[inode] = path
+    return found
 
 
 def _recorded(base: ManifestReader, wanted: set[int]) -> list[tuple[bytes, int]]:

@@ -289,10 +289,8 @@ def is_plain(path: bytes) -> bool:
     return b"//" not in padded and b"/./" not in padded and b"/../" not in padded
 
 
-def open_profile(path: bytes, stdin: BinaryIO | None = None) -> BinaryIO:
-    """The file of a profile; `-` is `stdin`. Raises ProfileError when it cannot be opened."""
-    if path == b"-" and stdin is not None:
-        return stdin
+def open_profile(path: bytes) -> BinaryIO:
+    """The file of a profile. Raises ProfileError when it cannot be opened."""
     try:
         return open(path, "rb", buffering=1 << 20)
     except OSError as error:

@@ -6,6 +6,7 @@ A row's place on the volume is its path below its mount point. Where the mount p
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,8 @@ def read_profiles(files: Sequence[bytes], root: bytes | None, stdin: BinaryIO | 
     """Reads profiles, for a volume whose root is here at `root`, an absolute path. Raises ProfileError."""
     demand = Demand()
     for file in files:
-        with open_profile(file, stdin) as stream:
+        given = stdin if file == b"-" else None  # which stays open: it is the caller's
+        with contextlib.nullcontext(given) if given is not None else open_profile(file) as stream:
             add_profile(demand, ProfileReader(stream, file), root, file)
     return demand
 

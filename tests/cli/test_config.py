@@ -77,6 +77,7 @@ WRONG = [
     ('volume = "/a"\nvolume = "/b"', "is not TOML: cannot overwrite a value"),
     ("volume", "is not TOML: expected '='"),
     ("select = " + "[" * 20000, "is not TOML: it is nested too deeply"),
+    ("keep = " + "1" * 5000, "is not TOML: a number has too many digits"),
     ("#" * (CONFIG_SIZE_MAX + 1), "has more than 64 KiB"),
 ]
 

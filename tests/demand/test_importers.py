@@ -165,6 +165,8 @@ def test_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["--from", "env", "x", "-o", out, "--", "true"], 2, "exclude"),
         (["/sw", "--root", "/sw", "-o", out], 2, "--from"),
         (["-o", out, "--", "true"], 2, "name a mount point"),
+        (["/sw", "--seconds", "1000000000000", "-o", out], 2, "more than a year"),
+        (["--from", "strace", "-", "-", "-o", out], 2, "only once"),
     ]
     for arguments, code, word in calls:
         assert main(["observe", *arguments]) == code, arguments

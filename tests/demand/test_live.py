@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -135,6 +136,23 @@ def test_instances_of_the_dead_are_swept(tracefs: Path) -> None:
         (tracefs / "instances" / name).mkdir()
     sweep(tracefs)
     assert [path.name for path in (tracefs / "instances").iterdir()] == ["mkmeta-x-1"]
+
+
+def test_an_instance_in_use_is_no_error(tracefs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for number in (1, 2):
+        (tracefs / "instances" / f"mkmeta-{ended.pid}-{number}").mkdir()
+    remove = Path.rmdir
+
+    def rmdir(self: Path) -> None:
+        if self.name.endswith("-1"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self))
+        remove(self)
+
+    monkeypatch.setattr(Path, "rmdir", rmdir)
+    sweep(tracefs)
+    assert [path.name for path in (tracefs / "instances").iterdir()] == [f"mkmeta-{ended.pid}-1"]
 
 
 def test_a_kernel_without_histograms_leaves_nothing(tracefs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

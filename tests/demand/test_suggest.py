@@ -245,6 +245,18 @@ def test_without_a_volume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert selected(text) == ["a"]
 
 
+def test_a_profile_from_stdin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make_profile(tmp_path / "p", "/sw", [misses("a", 9)]).open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert main(["suggest", "-", "-"]) == main(["predict", "m.mkm", "-", "-"]) == 2
+        assert capsys.readouterr().err.count("standard input can be read only once") == 2
+        assert main(["suggest", "-"]) == 0
+        assert selected(capsys.readouterr().out) == ["a"]
+        assert not stdin.closed
+
+
 class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
