@@ -120,9 +120,7 @@ def test_a_hostile_spool(spool: Path, tmp_path: Path) -> None:
     assert "large" in holders_of_older(found, 7), "in doubt, in use"
 
 
-def test_what_is_not_looked_at_counts_as_in_use(
-    spool: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_what_is_not_looked_at_counts_as_in_use(spool: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setattr(spool_module, "FILES_MAX", 2)
     for host, generation in (("a", 7), ("b", 7), ("c", 6), ("d", 7)):
         put(spool, report(host, generation))
