@@ -98,6 +98,13 @@ class Patterns:
             names.add(component)
         return names
 
+    def is_deep(self, state: State) -> bool:
+        """Whether what matches may be further down than the names in a directory with `state`."""
+        return any(
+            self._compiled[number][done] is _ANY_DEPTH or done + 1 < len(self._compiled[number])
+            for number, done in state
+        )
+
     def _reached(self, positions: set[tuple[int, int]]) -> tuple[State, list[int]]:
         """Splits positions in those with something to come and those at their pattern's end. `**` may be nothing."""
         todo = list(positions)

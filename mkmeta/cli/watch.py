@@ -26,7 +26,7 @@ _WAIT: Final = 600
 _DESCRIPTION = """\
 Looks at the directories in which releases appear, and publishes what is new and complete, as mkmeta release does; what
 is gone is taken out of the layer. One such service is enough for a site, and two do no harm. What changed although it
-was published is named, and left as it is.
+was published is named, and left as it is. What is there at first, mkmeta release publishes, when nobody is copying.
 
 On NFS it looks through a mount of its own, made anew for each pass, and takes the attributes that come with listings:
 three requests for the root and each directory in it. For that it needs root.
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             done = watch_once(site, max_rate=args.max_rate, dry_run=args.dry_run, say=notes(args))
         except MkmetaError as error:
-            if args.once:
+            if args.once or isinstance(error, UsageError):  # no later pass is better
                 raise
             note(f"mkmeta: {error}; the next pass tries again")
         else:

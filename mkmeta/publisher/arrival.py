@@ -1,15 +1,14 @@
 """Whether a release has arrived: all of it is on the volume, and nobody is copying into it any more.
 
 Change times are the server's, and nobody can set them back, whatever copies with the old mtimes. So they are compared
-with the server's clock, which a new file beside the pointer shows; where that is on another filesystem, with ours, and
-then clocks may be five minutes apart.
+with the server's clock, which the lock beside the pointer shows when it is touched; where the pointer is on another
+filesystem, with ours, and then clocks may be five minutes apart.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 import time
 from collections.abc import Sequence
@@ -17,11 +16,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from mkmeta.errors import ExitCode, MkmetaError, UsageError, printable, reason
+from mkmeta.errors import ExitCode, MkmetaError, StoreError, UsageError, printable, reason
 from mkmeta.linux.names import list_names
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.model import NS, PATH_LIMIT
 from mkmeta.pattern import Patterns
+from mkmeta.store.lock import touched
+from mkmeta.store.pointer import lock_of
 
 CLOCKS_APART: Final = 300.0  # seconds; as for scan --base
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -61,6 +62,23 @@ def coverage(path: bytes, select: Patterns, hide: Patterns, *, is_directory: boo
     for name in path.split(b"/"):
         state, _ = select.advance(state, name)
     return Coverage.PARTS if state and is_directory else Coverage.THROUGH
+
+
+def release_of(path: bytes, select: Patterns) -> bytes:
+    """The release that a path is in, which is what is complete or not: docs/release.md.
+
+    Where a pattern matches at or above the path, what the last name with wildcards on the way there matches, or without
+    any the match itself. Elsewhere the path itself.
+    """
+    state = select.start()
+    names = path.split(b"/")
+    depth = 0  # of the release; 0: nothing but plain names so far
+    for at, name in enumerate(names, 1):
+        depth = at if select.names(state) is None else depth
+        state, matched = select.advance(state, name)
+        if matched:
+            return b"/".join(names[: depth or at])
+    return path
 
 
 def relative(given: bytes, root: bytes) -> bytes:
@@ -106,25 +124,20 @@ class Clock:
     margin: float  # seconds by which it may be wrong
 
 
-def clock_of(device: int, directory: bytes) -> Clock:
-    """The server's clock, by a file made for a moment in a directory of the volume, which is the filesystem `device`.
+def clock_of(device: int, pointer: bytes) -> Clock:
+    """The clock of the server of the volume, which is the filesystem `device`, by the lock beside a pointer on it.
 
-    Ours where the directory is elsewhere, or cannot be written to.
+    Ours where the pointer is elsewhere, or its lock is not ours to touch. Nothing is made but that lock, which stays.
     """
-    with contextlib.suppress(OSError):
-        if os.stat(directory).st_dev == device:
-            name = os.path.join(directory, b".mkmeta-clock-" + secrets.token_hex(4).encode())
-            fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                return Clock(os.fstat(fd).st_ctime_ns, 0.0)
-            finally:
-                os.close(fd)
-                os.unlink(name)
+    lock = lock_of(pointer)
+    with contextlib.suppress(OSError, StoreError):
+        if os.stat(os.path.dirname(lock)).st_dev == device:
+            return Clock(touched(lock).st_ctime_ns, 0.0)
     return Clock(time.time_ns(), CLOCKS_APART)
 
 
-def why_unfinished(volume_fd: int, path: bytes, rules: Rules, clock: Clock) -> str | None:
-    """Why a path that is on the volume is no complete release; None: it is one, or cannot be looked at.
+def why_unfinished(volume_fd: int, path: bytes, release: bytes, rules: Rules, clock: Clock) -> str | None:
+    """Why a path that is on the volume, in a release, is not complete; None: it is, or cannot be looked at.
 
     What cannot be looked at is for the scan to say. Follows no link, crosses no mount point.
     """
@@ -134,18 +147,26 @@ def why_unfinished(volume_fd: int, path: bytes, rules: Rules, clock: Clock) -> s
         if match is not None:
             pattern = printable(match.sources[0])
             return f"is a place to copy to: '{printable(match.path)}' matches '{pattern}' of 'staging'"
-        if rules.marker is not None and stat.S_ISDIR(status.st_mode):
-            try:
-                _look(volume_fd, os.path.join(path, rules.marker))
-            except FileNotFoundError:
+        top = _look(volume_fd, release)
+        if rules.marker is not None and stat.S_ISDIR(top.st_mode):
+            places = [release] + ([path] if stat.S_ISDIR(status.st_mode) else [])
+            if not any(_is_there(volume_fd, os.path.join(place, rules.marker)) for place in places):
                 return f"has no '{printable(rules.marker)}', which 'marker' says a complete release has"
         if rules.quiet <= 0:
             return None
-        return _why_not_quiet(volume_fd, path, status, rules.quiet + clock.margin, clock.now_ns)
+        return _why_not_quiet(volume_fd, release, top, rules.quiet + clock.margin, clock.now_ns)
     except FileNotFoundError:
         return "went away while it was looked at"
     except OSError:
         return None
+
+
+def _is_there(volume_fd: int, path: bytes) -> bool:
+    try:
+        _look(volume_fd, path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _look(volume_fd: int, path: bytes) -> os.stat_result:

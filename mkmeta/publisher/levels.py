@@ -2,7 +2,8 @@
 
 The manifest is all there is to compare with, so that nothing is lost with a process that dies. Directories of the
 skeleton are listed, and the attributes taken that came with the listing: the root and those in it always, deeper ones
-if they lead to others of the skeleton, or may have changed since they were recorded. On NFS a listing is three
+if what is selected may be below a directory in them, or they have others of the skeleton, or may have changed since
+they were recorded; and those that are not recorded, but may lead to what is selected. On NFS a listing is three
 requests: READDIR, ACCESS, GETATTR.
 """
 
@@ -24,6 +25,7 @@ from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Directory, DirectoryKind, type_name
 from mkmeta.pattern import Patterns, State
+from mkmeta.publisher.release import RETIRED
 from mkmeta.scanner.base import TRUST_MARGIN
 from mkmeta.scanner.looking import SILLY_RENAMED, SNAPSHOT_NAME
 
@@ -69,7 +71,8 @@ class _Look:
         self._max_rate = max_rate
         self._select = Patterns(reader.info.select or (b"*",))
         self._hide = Patterns(reader.info.hide)
-        self._left_out = dict(reader.info.left_out)
+        self._left_out = tuple(path for path, _ in reader.info.left_out)
+        self._retired = {path for path, why in reader.info.left_out if why == RETIRED}
         self._trusted_before = reader.info.created - TRUST_MARGIN
         self._found = Looked()
 
@@ -84,7 +87,8 @@ class _Look:
             except OSError as error:
                 if not level.path:
                     raise MkmetaError(f"the volume cannot be listed: {reason(error)}", path=b"/") from None
-                self._found.unreadable.append((level.path, reason(error)))
+                if not isinstance(error, FileNotFoundError):  # gone since: the next look sees it
+                    self._found.unreadable.append((level.path, reason(error)))
             if self._max_rate:
                 due = self._found.listed * REQUESTS_PER_LISTING / self._max_rate
                 time.sleep(max(0.0, due - (time.monotonic() - started)))
@@ -123,13 +127,15 @@ class _Look:
             is_directory = stat.S_ISDIR(seen.mode)
             matched = self._select.fitting(matched, is_directory=is_directory)
             if entry is None:
-                if state and not matched and is_directory and self._has_left_out_below(path):
-                    below.append(_Level(path, None, None, state))
-                elif (matched or (state and is_directory)) and self._is_new(path, name, is_directory=is_directory):
+                if not self._is_new(path, name, is_directory=is_directory):
+                    continue
+                if matched:
                     self._found.new.append(path)
+                elif state and is_directory:  # nothing in it was selected; now there may be something
+                    below.append(_Level(path, None, None, state))
             elif isinstance(entry.node, Directory) and entry.node.kind is DirectoryKind.MERGE and is_directory:
                 deeper = _Level(path, entry.node, entry.facts, state)
-                if not level.path or self._may_have_changed(entry, seen) or self._leads_on(deeper):
+                if not level.path or self._may_have_changed(entry, seen) or self._goes_on(deeper):
                     below.append(deeper)
             else:
                 self._check(path, entry, seen)
@@ -142,8 +148,10 @@ class _Look:
             return iter(())
         return self._reader.recorded(level.directory, level.path, level.facts)
 
-    def _leads_on(self, level: _Level) -> bool:
-        """Whether there are directories of the skeleton in it."""
+    def _goes_on(self, level: _Level) -> bool:
+        """Whether something may be new below a directory in it, or there are others of the skeleton."""
+        if self._select.is_deep(level.state):
+            return True
         for entry in self._recorded(level):
             if isinstance(entry.node, Directory) and entry.node.kind is DirectoryKind.MERGE:
                 return True
@@ -155,15 +163,13 @@ class _Look:
         )
 
     def _is_new(self, path: bytes, name: bytes, *, is_directory: bool) -> bool:
-        """Whether what is not recorded should be, by its name."""
+        """Whether what is not recorded should be, by its name, and unless it is retired."""
         if SILLY_RENAMED.fullmatch(name) or (name == SNAPSHOT_NAME and is_directory):
             return False
         if self._hide.first_match(path, is_directory=is_directory) is not None:
             return False
-        return path not in self._left_out
-
-    def _has_left_out_below(self, path: bytes) -> bool:
-        return any(one.startswith(path + b"/") for one in self._left_out)
+        names = path.split(b"/") if self._retired else []
+        return not any(b"/".join(names[:depth]) in self._retired for depth in range(1, len(names) + 1))
 
     def _check(self, path: bytes, entry: Recorded, seen: Seen) -> None:
         """Something that nobody should change any more."""

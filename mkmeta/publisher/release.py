@@ -32,6 +32,7 @@ from mkmeta.publisher.arrival import (
     coverage,
     literal,
     relative,
+    release_of,
     topmost,
     why_unfinished,
 )
@@ -223,9 +224,8 @@ class _Run:
         found: dict[Coverage, list[bytes]] = {kind: [] for kind in Coverage}
         gone: list[bytes] = []
         forget: list[bytes] = []
-        clock = (
-            clock_of(os.fstat(volume).st_dev, os.path.dirname(site.pointer)) if site.rules.quiet > 0 else Clock(0, 0.0)
-        )
+        asked = paths and site.rules.quiet > 0
+        clock = clock_of(os.fstat(volume).st_dev, site.pointer) if asked else Clock(0, 0.0)
         with Looker(volume) as looker:
             for path in paths:
                 status = looker.look(path)
@@ -234,9 +234,11 @@ class _Run:
                     if not self._was_there(base, path):
                         forget.append(path)
                         continue
-                elif (why := why_unfinished(volume, path, site.rules, clock)) is not None:
-                    hint = "nothing was published; try again when it is complete"
-                    raise UnfinishedError(why, path=path, hint=hint)
+                else:
+                    its = release_of(path, select)
+                    if (why := why_unfinished(volume, path, its, site.rules, clock)) is not None:
+                        hint = "nothing was published; try again when it is complete"
+                        raise UnfinishedError(why, path=its, hint=hint)
                 is_directory = status is None or stat.S_ISDIR(status.st_mode)
                 found[coverage(path, select, hide, is_directory=is_directory)].append(path)
             kept = self._retired_before(base, looker) if not (paths or retire) else ()

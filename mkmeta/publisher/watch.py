@@ -11,10 +11,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mkmeta.errors import LockedError, MkmetaError, printable
+from mkmeta.errors import LockedError, MkmetaError, UsageError, printable
 from mkmeta.linux.private_mount import open_private
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.publisher.arrival import clock_of, topmost, why_unfinished
+from mkmeta.pattern import Patterns
+from mkmeta.publisher.arrival import Clock, Coverage, clock_of, coverage, release_of, topmost, why_unfinished
 from mkmeta.publisher.levels import Looked, look_at_levels
 from mkmeta.publisher.release import Released, Request, announce_again, release
 from mkmeta.publisher.site import Site
@@ -36,28 +37,25 @@ class Pass:
 def watch_once(
     site: Site, *, max_rate: float | None, dry_run: bool = False, say: Callable[[str], None] = lambda _text: None
 ) -> Pass:
-    """One pass. Raises MkmetaError when the volume or the manifest cannot be read, or most of it seems to be gone."""
+    """One pass. Raises MkmetaError when nothing is published yet, the volume or the manifest cannot be read, or most of
+    it seems to be gone, and UsageError when the pointer is where releases may be.
+    """
     done = Pass()
-    if not os.path.lexists(site.manifest):
-        if not dry_run:
-            _count(done, release(site, Request(on_error=OnError.LEAVE_OUT)))
-        return done
+    if not os.path.lexists(site.manifest):  # what is half copied just now would be taken for all there is
+        hint = "mkmeta release, once, when nobody is copying"
+        raise MkmetaError("nothing is published yet", path=site.manifest, hint=hint)
     try:
         volume, done.private = open_private(site.root)
     except OSError as error:
         raise MkmetaError(f"the volume cannot be opened: {error.strerror}", path=site.root) from None
     try:
         with ManifestReader.open(site.manifest) as reader:
-            done.looked = look_at_levels(volume, reader, skip=_pointer_directory(site), max_rate=max_rate)
+            options = site.scan_options(reader, (), OnError.FAIL)
+            select, hide = Patterns(options.select or (b"*",)), Patterns(options.hide)
+            own = _pointer_directory(site, reader, select, hide)
+            done.looked = look_at_levels(volume, reader, skip=own, max_rate=max_rate)
         _check_there(site, done.looked)
-        clock = clock_of(os.stat(site.root).st_dev, os.path.dirname(site.pointer))
-        complete = []
-        for path in done.looked.new:
-            why = why_unfinished(volume, path, site.rules, clock)
-            if why is None:
-                complete.append(path)
-            else:
-                done.waiting.append((path, why))
+        complete = _complete(site, volume, select, done)
     finally:
         os.close(volume)
     paths = topmost([*complete, *done.looked.gone])
@@ -69,10 +67,47 @@ def watch_once(
     return done
 
 
-def _pointer_directory(site: Site) -> bytes | None:
-    """The path on the volume of the directory that we write to ourselves."""
-    root, directory = os.path.realpath(site.root), os.path.realpath(os.path.dirname(site.pointer))
-    return directory[len(root) + 1 :] if directory.startswith(root + b"/") else None
+def _pointer_directory(site: Site, reader: ManifestReader, select: Patterns, hide: Patterns) -> bytes | None:
+    """The path on the volume of the directory that we write to ourselves; None: it is elsewhere.
+
+    Raises UsageError when it is one that is looked at, or recorded: then each pass would see what the one before wrote.
+    """
+    top = os.path.realpath(site.root).rstrip(b"/") + b"/"
+    directory = os.path.realpath(os.path.dirname(os.path.abspath(site.pointer))).rstrip(b"/") + b"/"
+    if not directory.startswith(top):
+        return None
+    path = directory[len(top) :].rstrip(b"/")
+    pointer = os.path.join(path, os.path.basename(site.pointer))
+    if (
+        not path
+        or coverage(path, select, hide) is Coverage.WHOLE
+        or coverage(pointer, select, hide, is_directory=False) is Coverage.WHOLE
+        or reader.find(path) is not None
+    ):
+        raise UsageError(
+            "the pointer needs a directory of its own, which nothing selects",
+            path=site.pointer,
+            hint="move it into one, as .mkmeta/NAME.json on the volume, or hide that: 'hide' in the layer file",
+        )
+    return path
+
+
+def _complete(site: Site, volume: int, select: Patterns, done: Pass) -> list[bytes]:
+    """What is new and complete; what is not goes to those that wait."""
+    found = []
+    clock = Clock(0, 0.0)
+    if done.looked.new and site.rules.quiet > 0:
+        clock = clock_of(os.stat(site.root).st_dev, site.pointer)
+    waiting: dict[bytes, str] = {}
+    for path in done.looked.new:
+        release_path = release_of(path, select)
+        why = why_unfinished(volume, path, release_path, site.rules, clock)
+        if why is None:
+            found.append(path)
+        else:
+            waiting.setdefault(release_path, why)
+    done.waiting += waiting.items()
+    return found
 
 
 def _check_there(site: Site, looked: Looked) -> None:

@@ -58,6 +58,18 @@ def changed(path: bytes) -> int:
         return 0
 
 
+def touched(path: bytes) -> os.stat_result:
+    """Touches the lock, whose file is made when it is missing, and returns what it is then: its change time is now, by
+    the clock of its filesystem. Holds nothing, waits for nobody. Raises StoreError, OSError.
+    """
+    fd = _open(path)
+    try:
+        os.utime(fd)
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
 def _open(path: bytes) -> int:
     """Opens the file, which nobody but its owner and root may: whoever can open it can hold it for ever."""
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -93,6 +93,12 @@ class _Manifest(NamedTuple):
         return Generation(b"", self.number, self.id.hex()[:SHORT_ID_DIGITS]).name
 
 
+def lock_of(pointer_path: bytes) -> bytes:
+    """The lock of those who publish to a pointer, which is beside it."""
+    directory, name = os.path.split(os.path.abspath(pointer_path))
+    return os.path.join(os.path.realpath(directory), b".%b.lock" % name)
+
+
 def publish(
     store: Store,
     pointer_path: bytes,
@@ -148,7 +154,7 @@ def _pointer_at(pointer_path: bytes, wait: float, note: Note) -> Iterator[tuple[
     path = os.path.join(directory, name)
     _check_name(pointer_path, path, name)
     _make_directory_of(pointer_path, directory)
-    with _lock_of(directory, name, wait, note):
+    with _locked(pointer_path, wait, note):
         yield path, _bytes_of(path)
 
 
@@ -175,11 +181,11 @@ def _announce(
 
 
 @contextlib.contextmanager
-def _lock_of(directory: bytes, name: bytes, wait: float, note: Note) -> Iterator[None]:
+def _locked(pointer_path: bytes, wait: float, note: Note) -> Iterator[None]:
     """Keeps out others who publish to this pointer, where the volume's filesystem has locks, and we may make one."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(StoreError):
-            stack.enter_context(held(os.path.join(directory, b".%b.lock" % name), "publish", wait=wait, note=note))
+            stack.enter_context(held(lock_of(pointer_path), "publish", wait=wait, note=note))
         yield
 
 

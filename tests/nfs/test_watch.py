@@ -36,7 +36,8 @@ def test_a_pass_is_three_requests_a_directory(connect: Connect, volume: Path, tm
         f'pointer = "{tmp_path}/sw.json"\nquiet = 0\n'
     )
     command = [sys.executable, "-m", "mkmeta", "watch", "--once", "--json", "--config", str(config)]
-    subprocess.run(command, check=True, capture_output=True)
+    release = [sys.executable, "-m", "mkmeta", "release", "-q", "--config", str(config)]
+    subprocess.run(release, check=True, capture_output=True)
     client.remount()
     os.stat(client.where)
     before = sent()

@@ -204,7 +204,8 @@ def settle(chaos: Chaos) -> None:
     site.call("watch", "--once", "-q")
     site.call("release", "-q")
     assert (site.pointer.id, site.names()) == (before.id, set(chaos.there))
-    left = [name for name in os.listdir(site.top) if ".mkmeta-" in name or name.startswith("mkmeta-")]
+    there = os.listdir(site.top) + os.listdir(site.pointer_path.parent)
+    left = [name for name in there if ".mkmeta-" in name or name.startswith("mkmeta-")]
     assert left == [], "no rubbish of those that were killed"
     for manifest in site.pointer_path.parent.glob("*.mkm"):
         os.utime(manifest, (0, 0))  # days have passed, so that publishing removes what is not named any more

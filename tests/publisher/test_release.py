@@ -15,7 +15,7 @@ from mkmeta.__main__ import main
 from mkmeta.errors import UsageError
 from mkmeta.pattern import Patterns
 from mkmeta.publisher import release as release_module
-from mkmeta.publisher.arrival import Coverage, coverage, literal, relative, topmost
+from mkmeta.publisher.arrival import Coverage, coverage, literal, relative, release_of, topmost
 from mkmeta.scanner.scan import ScanReport, scan
 from mkmeta.store.store import Store
 from tests.publisher.sites import Site
@@ -299,6 +299,38 @@ def test_coverage() -> None:
         b"other": Coverage.THROUGH,
     }
     assert {path: coverage(path, select, hide) for path in expected} == expected
+
+
+def test_what_is_complete_or_not() -> None:
+    """The release is what the last name with wildcards matches, or what is selected by plain names alone."""
+    select = Patterns(
+        [b"grp/*/v*/lib", b"grp/*/v*/share/py", b"grp/*/t*l", b"tools/**/python", b"fixed/lib", b"any/**"]
+    )
+    expected = {
+        b"grp/a/v1/lib": b"grp/a/v1",
+        b"grp/a/v1/lib/below": b"grp/a/v1",
+        b"grp/a/v1/share/py": b"grp/a/v1",
+        b"grp/a/v1/share": b"grp/a/v1/share",  # named by a user, who knows
+        b"grp/a/v1": b"grp/a/v1",
+        b"grp/a": b"grp/a",
+        b"grp/a/tool/x": b"grp/a/tool",
+        b"tools/a/b/python": b"tools/a/b/python",
+        b"fixed/lib/x": b"fixed/lib",
+        b"any/thing/else": b"any",  # `**` may be nothing
+        b"other/x": b"other/x",
+    }
+    assert {path: release_of(path, select) for path in expected} == expected
+    assert release_of(b"a/b", Patterns([b"*"])) == b"a"
+
+
+def test_a_marker_is_in_the_release_of_what_is_named(site: Site) -> None:
+    site.configure('marker = "done"\n')
+    site.make("paint/v2")
+    done = site.call("release", "-q", "grp/paint/v2/lib", check=24)
+    assert "grp/paint/v2: has no 'done'" in done.err
+    (site.volume / "grp/paint/v2/done").touch()
+    site.call("release", "-q", "grp/paint/v2/lib")
+    assert site.names() == {"paint/v1", "paint/v2"}
 
 
 def test_json_lines_are_json(site: Site) -> None:
