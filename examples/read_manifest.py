@@ -986,6 +986,15 @@ def compare_counts(where: str, said: list[int], counted: list[int]) -> None:
             refuse(where, f"says {number} {name}, there are {true}")
 
 
+def check_places(file: Container) -> None:
+    """Refuses contents that overlap, section 2.6."""
+    before = Place(0, 0, 0)
+    for place in sorted(file.content_row(number)[1] for number in range(file.contents)):
+        if place.frame == before.frame and place.offset < before.offset + before.length:
+            refuse(f"frame {place.frame}", f"contents overlap at {place.offset}")
+        before = place
+
+
 def check(file: Container) -> tuple[Root, dict[str, object], Counter[int]]:
     """Reads everything. The root, the info record, and how many entries there are by type."""
     info = read_info(file)
@@ -1001,6 +1010,7 @@ def check(file: Container) -> tuple[Root, dict[str, object], Counter[int]]:
         file.content(number, tree.root.digests)
         if not owned[number]:
             refuse(f"content {file.content_row(number)[0].hex()}", "no file has it, with this size")
+    check_places(file)
     if tree.counts is not None:
         said = info["counts"]
         assert isinstance(said, dict)

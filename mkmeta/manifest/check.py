@@ -18,7 +18,7 @@ from mkmeta.codec.facts import COUNT_MAX, PageFacts
 from mkmeta.codec.objects import Examined, element_count, examine_page, is_divided
 from mkmeta.errors import FormatError
 from mkmeta.manifest.content_walk import visit_files
-from mkmeta.manifest.contents import Contents
+from mkmeta.manifest.contents import Contents, check_apart
 from mkmeta.manifest.cursor import Cursor, Page, check_facts, directory_at, facts_of, without_xattrs
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import ExternalSorter
@@ -75,7 +75,10 @@ def check(reader: ManifestReader, *, jobs: int = 1, adopted: int = 0) -> None:
 
 
 def check_contents(reader: ManifestReader, frames: Collection[int] | None = None) -> None:
-    """Compares contents with their names, in some frames or in all. Raises FormatError, MkmetaError."""
+    """Compares contents with their names, and with their places, in some frames or in all.
+
+    Raises FormatError, MkmetaError.
+    """
     contents = reader.contents
     if contents is None:
         return
@@ -83,8 +86,12 @@ def check_contents(reader: ManifestReader, frames: Collection[int] | None = None
         for name, *place in contents.table:
             if frames is None or place[0] in frames:
                 places.add(_PLACE.pack(*place) + name)
+        before = Location(0, 0, 0)
         for record in places:
-            contents.checked(record[_PLACE.size :], Location(*_PLACE.unpack_from(record)))
+            name, here = record[_PLACE.size :], Location(*_PLACE.unpack_from(record))
+            contents.checked(name, here)
+            check_apart(before, here, name)
+            before = here
 
 
 def _check_owners(reader: ManifestReader, contents: Contents) -> None:

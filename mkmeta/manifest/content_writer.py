@@ -18,14 +18,14 @@ import zstandard
 from mkmeta.codec.container import CONTENT_ROW, CONTENT_TRAILER, FRAME_TARGET, FrameRow, Location
 from mkmeta.digest import DIGEST_SIZE
 from mkmeta.manifest.content_walk import Totals, count_inside, visit_files
-from mkmeta.manifest.contents import Contents, ContentTable
+from mkmeta.manifest.contents import Contents, ContentTable, check_apart
 from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
 
 if TYPE_CHECKING:
     from mkmeta.manifest.reader import ManifestReader
     from mkmeta.manifest.writer import ManifestWriter
 
-_PLACED = struct.Struct(">IIIB")  # frame, offset, length, whether it stays; sorts as bytes do
+_PLACED = struct.Struct(">IIIB32s")  # frame, offset, length, whether it stays, name; sorts as bytes do
 _FRAME_BYTES: Final = 4
 COMPRESSION_LEVEL: Final = 3  # as for objects; what is read at every start of a program should be read fast
 
@@ -154,20 +154,24 @@ class ContentWriter:
         packer = FramePacker()
         with ExternalSorter() as places:
             for (name, frame, offset, length), mark in zip(donor.table, marks, strict=True):
-                places.add(_PLACED.pack(frame, offset, length, mark) + name)
-            for _, group in groupby(places, key=lambda record: record[:_FRAME_BYTES]):
-                rows = [(Location(*_PLACED.unpack_from(record)[:3]), record[_PLACED.size - 1 :]) for record in group]
-                taken = [(place, record[1:]) for place, record in rows if record[0]]
-                if not taken:
-                    continue
-                found = [(name, donor.checked(name, place)) for place, name in taken]
-                compressed, size = donor.frame(taken[0][0].frame)
-                if len(taken) == len(rows) and _fill(rows, size):
-                    number = self._write(writer, compressed, size)
-                    _place(self._rows, number, b"".join(name for name, _ in found), [place.length for place, _ in rows])
-                    continue
-                for name, data in found:
-                    self._pack(writer, packer.add(name, data))
+                places.add(_PLACED.pack(frame, offset, length, mark, name))
+            for rows, again in zip(_by_frame(places), _by_frame(places), strict=True):
+                filled = _survey(rows)
+                number = -1
+                for frame, offset, length, mark, name in again:
+                    if not mark:
+                        continue
+                    data = donor.checked(name, Location(frame, offset, length))
+                    if filled and number < 0:
+                        compressed, size = donor.frame(frame)
+                        if size == filled:
+                            number = self._write(writer, compressed, size)
+                        else:
+                            filled = 0
+                    if filled:
+                        self._rows.add(CONTENT_ROW.pack(name, number, offset, length))
+                    else:
+                        self._pack(writer, packer.add(name, data))
             self._pack(writer, packer.take())
 
     def _pack(self, writer: ManifestWriter, frame: ContentFrame | None) -> None:
@@ -206,14 +210,27 @@ def _place(rows: ExternalSorter, number: int, digests: bytes, lengths: Iterable[
         at += length
 
 
-def _fill(rows: Iterable[tuple[Location, bytes]], size: int) -> bool:
-    """Whether contents are behind each other in a frame of this size, with nothing between."""
-    at = 0
-    for place, _ in rows:
-        if place.offset != at:
-            return False
-        at += place.length
-    return at == size
+_Placed = tuple[int, int, int, int, bytes]
+
+
+def _by_frame(places: Iterable[bytes]) -> Iterator[Iterator[_Placed]]:
+    """The contents of each frame, in turn, by their place in it."""
+    for _, group in groupby(places, key=lambda record: record[:_FRAME_BYTES]):
+        yield map(_PLACED.unpack, group)
+
+
+def _survey(rows: Iterable[_Placed]) -> int:
+    """How many bytes the contents of a frame fill from its beginning on, with nothing between, if all of them stay;
+    else 0. Raises FormatError for such as overlap.
+    """
+    before = Location(0, 0, 0)
+    is_whole = True
+    for frame, offset, length, mark, name in rows:
+        place = Location(frame, offset, length)
+        check_apart(before, place, name)
+        is_whole = is_whole and bool(mark) and offset == before.offset + before.length
+        before = place
+    return before.offset + before.length if is_whole else 0
 
 
 def _unique(records: Iterable[bytes]) -> Iterator[bytes]:

@@ -87,6 +87,14 @@ class ContentTable:
         return data
 
 
+def check_apart(before: Location, place: Location, name: bytes) -> None:
+    """Raises FormatError when a content overlaps the one that is before it, by place: what a manifest holds would be
+    more than its frames.
+    """
+    if place.frame == before.frame and place.offset < before.offset + before.length:
+        raise FormatError(f"content {name.hex()[:16]}: begins in another, in frame {place.frame}")
+
+
 class Contents:
     """The contents of an open manifest."""
 

@@ -10,6 +10,7 @@ import pytest
 from tests.layer.test_memory import HARMLESS, HOSTILE, measured, mkmeta
 from tests.manifest import hostile
 from tests.vectors.make_vectors import TOP
+from tests.vectors.reject import sharing
 
 REFUSED = {name for name in hostile.HOSTILE if "arrays" in name} | {"texts", "claims", "claims, deep"}
 LISTED = {"wide", "wide, long attributes", "linked"}
@@ -21,6 +22,16 @@ from examples import read_manifest
 with open(sys.argv[1], "rb") as file:
     read_manifest.check(read_manifest.Container(file.fileno()))
 """
+
+
+def test_contents_that_overlap(tmp_path: Path) -> None:
+    """One frame of 2 MiB of zeros, of which 400 files have nearly all."""
+    file = tmp_path / "hostile.mkm"
+    size = 2 << 20
+    file.write_bytes(sharing(bytes(size), *(slice(0, size - number) for number in range(400))).encode())
+    assert file.stat().st_size < 100_000
+    assert mkmeta("show", "--check", file, code=10) < HARMLESS
+    assert mkmeta("prune", "--drop", "00000", file, "-o", tmp_path / "pruned.mkm", code=10) < HARMLESS
 
 
 @pytest.mark.parametrize("name", hostile.HOSTILE)

@@ -819,6 +819,17 @@ def holding_file() -> Parts:
 CONTENTS = (b"one", b"two", b"three")
 
 
+def sharing(data: bytes, *slices: slice) -> Parts:
+    """A file with contents that are parts of one frame."""
+    names = [b"%05d" % number for number in range(len(slices))]
+    files = [holding(name, data[part]) for name, part in zip(names, slices, strict=True)]
+    parts = Draft().finish(*files, root={9: ["blake3"]}, info=info_values() | {"inline": [[b"", 9]], "inline_all": 1})
+    add_contents(parts, [data])
+    frame = len(parts.frames) - 1
+    parts.contents = sorted([blake3(data[part]).digest(), frame, part.start, part.stop - part.start] for part in slices)
+    return parts
+
+
 def content_cases() -> Iterator[tuple[str, bytes]]:
     """Contents, their table, and what info says of them."""
 
@@ -854,6 +865,9 @@ def content_cases() -> Iterator[tuple[str, bytes]]:
     assert parts.contents is not None
     yield "content-unsorted", _with_rows(parts.contents[::-1])
     yield "content-duplicate", _with_rows([parts.contents[0], *parts.contents])
+    yield "content-overlap", sharing(b"1234", slice(0, 3), slice(1, 4)).encode()
+    yield "content-in-another", sharing(b"1234", slice(0, 4), slice(1, 3)).encode()
+    yield "content-at-the-same-place", sharing(b"1234", slice(0, 4), slice(0, 3)).encode()
     parts = Draft().finish()
     parts.header[2] = 1
     yield "content-table-absent", parts.encode()
