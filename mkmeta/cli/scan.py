@@ -155,7 +155,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         default=[],
         help="take the content of files of at most SIZE bytes (64K, 1M; up to 4M) into the manifest: layers hold them "
         "whole, so that opening and reading them asks the volume nothing. With a PATTERN, of what it matches and of "
-        "all below; the last rule that matches counts, 0 takes nothing. May be given many times; default: none",
+        "all below; the last rule that matches counts, 0 takes nothing. May be given many times; default: none. With "
+        "--base, what that has in it stays, as long as some rule takes something",
     )
     what.add_argument(
         "--inline-private",

@@ -88,10 +88,10 @@ def check_contents(reader: ManifestReader, frames: Collection[int] | None = None
                 places.add(_PLACE.pack(*place) + name)
         before = Location(0, 0, 0)
         for record in places:
-            name, place = record[_PLACE.size :], Location(*_PLACE.unpack_from(record))
-            contents.checked(name, place)
-            check_apart(before, place, name)
-            before = place
+            name, here = record[_PLACE.size :], Location(*_PLACE.unpack_from(record))
+            contents.checked(name, here)
+            check_apart(before, here, name)
+            before = here
 
 
 def _check_owners(reader: ManifestReader, contents: Contents) -> None:

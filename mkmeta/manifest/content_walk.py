@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from mkmeta.codec.acl import mode_without_acl
@@ -64,33 +64,49 @@ def counted(counts: Mapping[str, int]) -> Totals:
     return Totals(counts.get(INSIDE_FILES, 0), counts.get(INSIDE_BYTES, 0))
 
 
-def visit_files(reader: ManifestReader, take: Take, *, public: bool) -> None:
+def visit_files(reader: ManifestReader, take: Take, *, public: bool, closed: Collection[bytes] = ()) -> None:
     """Has `take` told of every file that may have content, or, if `public`, of those that everybody may read.
 
-    One is told of at least once. Raises FormatError.
+    `closed` are paths, of files and of directories with all that is below them, that do not count: something else may
+    have the same content, or be an equal directory, and be told of. One is told of at least once. Raises FormatError.
     """
     top = reader.root.directory
-    if public and not is_public(top.mode, top.xattrs):
+    if b"" in closed or (public and not is_public(top.mode, top.xattrs)):
         return
     seen = bytearray(reader.objects)
     name = _column(reader)
+    ways = {path[:end] for path in closed for end in _slashes(path)}  # below these, it matters where something is
 
-    def read(rows: list[Any]) -> None:
-        for row in rows:
-            if public and not is_public(row[1], _xattrs(row)):
-                continue
-            take(row[name], row[_SIZE])
+    def enter(directory: Directory, path: bytes | None) -> _Level:
+        prefix = path + b"/" if path else b""
 
-    stack = [_Level(reader, top, read)]
+        def read(rows: list[Any]) -> None:
+            for row in rows:
+                if public and not is_public(row[1], _xattrs(row)):
+                    continue
+                if path is None or prefix + row[0] not in closed:
+                    take(row[name], row[_SIZE])
+
+        return _Level(reader, directory, read, path)
+
+    stack = [enter(top, b"" if closed else None)]
     while stack:
         below = next(stack[-1], None)
         if below is None:
             stack.pop()
-        elif not public or is_public(below.mode, below.xattrs):
-            number = reader.object_number(below.children, "directory")
-            if not seen[number]:
-                seen[number] = 1
-                stack.append(_Level(reader, below, read))
+            continue
+        if public and not is_public(below.mode, below.xattrs):
+            continue
+        path = stack[-1].path_of_last
+        if path is not None and path in closed:
+            continue
+        if path is not None and path in ways:
+            stack.append(enter(below, path))
+            continue
+        number = reader.object_number(below.children, "directory")
+        if not seen[number]:
+            seen[number] = 1
+            stack.append(enter(below, None))
 
 
 def count_inside(reader: ManifestReader, is_inside: Callable[[bytes, int], bool]) -> Totals:
@@ -145,6 +161,14 @@ def data_beyond(reader: ManifestReader, room: int) -> int:
     return size if size > room else 0
 
 
+def _slashes(path: bytes) -> Iterator[int]:
+    """Where the paths of the directories end that a path leads through, but the root."""
+    end = path.find(b"/")
+    while end >= 0:
+        yield end
+        end = path.find(b"/", end + 1)
+
+
 class _Counting:
     """A directory whose files are counted."""
 
@@ -173,30 +197,50 @@ class _Counting:
 class _Level(Cursor[Directory]):
     """Gives the directories in one, and has somebody told of the files that may have content, once."""
 
-    __slots__ = ("_name", "_read_rows", "_told")
+    __slots__ = ("_name", "_names", "_read_rows", "_told", "_way")
 
-    def __init__(self, reader: ManifestReader, directory: Directory, read: Callable[[list[Any]], None]) -> None:
+    def __init__(
+        self,
+        reader: ManifestReader,
+        directory: Directory,
+        read: Callable[[list[Any]], None],
+        way: bytes | None = None,
+    ) -> None:
+        """`way`: its path, where that matters."""
         super().__init__(reader, directory, b"")
         self._read_rows = read
+        self._way = way
+        self._names: list[bytes] = []  # of the directories of the page, where it matters
         self._name = _column(reader)
         self._told = -1  # last page: pages may be read more than once
+
+    @property
+    def path_of_last(self) -> bytes | None:
+        """Of the directory that was given last, where it matters."""
+        if self._way is None:
+            return None
+        name = self._names[self._position - 1]
+        return self._way + b"/" + name if self._way else name
 
     def _read(self, page: Page, pages: int) -> tuple[list[Directory], bytes, bytes]:
         data = self._reader.page_bytes(page, self._path)
         rows = unpack_rows(data)
-        files, directories = [], []
+        files, directories, names = [], [], []
         total = len(rows)
         for row in rows:
             if type(row) is list and len(row) == _PLAIN and type(row[1]) is int and row[1] >> _TYPE_SHIFT == _REGULAR:
                 if self._may_have_content(row):
                     files.append(row)
                 continue
-            node = decode_entry(row, _WHERE).node
+            name, node = decode_entry(row, _WHERE)
             if isinstance(node, Directory):
                 directories.append(node)
+                if self._way is not None:
+                    names.append(name)
                 total += node.entries
             elif isinstance(node, RegularFile) and self._may_have_content(row):
                 files.append(row)
+        self._names = names
         first, last = (rows[0][0], rows[-1][0]) if rows else (b"", b"")
         if type(first) is not bytes or type(last) is not bytes:
             raise FormatError(f"{_WHERE}: a name that is not bytes")

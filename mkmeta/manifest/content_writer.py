@@ -83,7 +83,7 @@ class ContentWriter:
         self._candidates = ExternalSorter()  # rows of new contents, with the number of the frame among these
         self._rows = ExternalSorter()  # of those that stay
         self._marks: list[bytearray] = []  # of each donor, which stay
-        self._closed: set[bytes] = set()
+        self.closed: set[bytes] = set()  # paths, of files and of directories: not everybody may read what is there
 
     def __enter__(self) -> Self:
         return self
@@ -98,10 +98,6 @@ class ContentWriter:
         self.packed.add(number)
         _place(self._candidates, number, frame.digests, frame.lengths)
 
-    def close(self, digests: bytes) -> None:
-        """Leaves contents of donors, whose names these are, where they are: a mode does not say who may read them."""
-        self._closed.update(digests[at : at + DIGEST_SIZE] for at in range(0, len(digests), DIGEST_SIZE))
-
     def choose(self, tree: ManifestReader) -> Totals:
         """Decides what stays, of new contents and of donors', for the files of a tree. Returns how much is inside.
 
@@ -110,7 +106,6 @@ class ContentWriter:
         with _Spooled(_unique(self._candidates)) as own:
             tables = [own.table, *(donor.table for donor in self.donors)]
             marks = [bytearray(table.rows) for table in tables]
-            closed = self._closed
 
             def take(digest: bytes, size: int) -> None:
                 for table, mark in zip(tables, marks, strict=True):
@@ -118,10 +113,8 @@ class ContentWriter:
                     if number >= 0 and (mark[number] or table.row(number)[3] == size):
                         mark[number] = 1
                         return
-                    if digest in closed:
-                        return
 
-            visit_files(tree, take, public=not self.everything)
+            visit_files(tree, take, public=not self.everything, closed=self.closed)
 
             def is_inside(digest: bytes, _size: int) -> bool:
                 numbers = (table.find(digest) for table in tables)

@@ -99,6 +99,8 @@ class DirectoryReader(EntryReader):
                 inline = self.rules.inlining.within(inline, before.st_mode, self._acl(path))
                 if inline is not None and not self.allows_everybody(prefix, b".", Access.SEARCH):
                     inline = None
+                    if self.rules.inlining.has_base and self.collector is not None:
+                        self.collector.close(path)
             as_before = base is not None and only is None and self._is_same(base, kind, before, select, hide)
             recorded = self.rules.base.read(base, path) if base is not None and self.rules.base is not None else None
             work: Names

@@ -107,7 +107,7 @@ class EntryReader:
             (again,) = look(prefix, [name])
             if not same(again, seen):
                 raise Changed(prefix + name)
-        if content:
+        if file_type == stat.S_IFREG and self.collector is not None:
             self._take(prefix, row, xattrs, content)
         if seen.st_nlink > 1:
             listing.links.append(linked_name(seen, row, self.rules.device))
@@ -120,19 +120,24 @@ class EntryReader:
         return row
 
     def _take(self, prefix: bytes, row: list[object], xattrs: list[bytes], content: bytes) -> None:
-        """Takes the content of a file that has not changed while it was read, if everybody may read it."""
-        name, mode, digest = row[0], row[1], row[7]
-        assert type(name) is bytes and type(mode) is int and type(digest) is bytes
-        assert self.rules.inlining is not None and self.collector is not None
-        if not self.rules.inlining.wants(mode, xattrs):
+        """Takes the content of a file that has not changed while it was read, if everybody may read it. If not, that
+        of the base is not taken for it; empty `content`: nor may it be otherwise.
+        """
+        name, mode, size, digest = row[0], row[1], row[6], row[7]
+        assert type(name) is bytes and type(mode) is int and type(size) is int and type(digest) is bytes
+        inlining = self.rules.inlining
+        assert inlining is not None and self.collector is not None
+        is_known = size > 0 and inlining.has(digest, size)
+        if not (content or is_known) or not inlining.wants(mode, xattrs):
             return
-        if self.allows_everybody(prefix, name, Access.READ):
+        if not self.allows_everybody(prefix, name, Access.READ):
+            if is_known:
+                self.collector.close(prefix + name)
+        elif content:
             started, worked = time.perf_counter(), time.thread_time()
             self.collector.add(digest, content)
             # The rest is waiting for others, and for the parent to take what there is: more lanes would only wait too
             self.hasher.queued += time.perf_counter() - started - (time.thread_time() - worked)
-        else:
-            self.collector.close(digest)
 
     def allows_everybody(self, prefix: bytes, name: bytes, wanted: Access) -> bool:
         """Whether an NFSv4 ACL, if there is one, allows everybody what the mode does. Raises Unfaithful, Changed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 from mkmeta.codec.container import CONTENT_SIZE_MAX
@@ -22,14 +22,14 @@ from mkmeta.pattern import Patterns, State
 _SLOTS: Final = 1 << 21  # contents remembered, eight bytes each; what a content that was forgotten costs is its bytes
 _KEY_BYTES: Final = 8
 _NO_RULE: Final = -1
+_CLOSED_MAX: Final = 1000  # paths that wait until they are handed on
 
 InlineRule = tuple[bytes, int]  # pattern, empty for all files; bytes that a file may have
 
 
 class Inline(NamedTuple):
-    """What holds at a directory: whether everybody may come there, the last rule that matches it, what may follow."""
+    """What holds at a directory to which everybody may come: the last rule that matches it, what may follow."""
 
-    public: bool
     rule: int
     state: State
 
@@ -53,7 +53,7 @@ class Inlining:
     @property
     def has_base(self) -> bool:
         """Whether there are contents of a base."""
-        return self._base is not None
+        return self._base is not None and len(self._base) > 0
 
     @property
     def everything(self) -> bool:
@@ -62,17 +62,17 @@ class Inlining:
 
     def start(self) -> Inline:
         """At the root."""
-        return Inline(True, _NO_RULE, self._patterns.start())
+        return Inline(_NO_RULE, self._patterns.start())
 
     def within(self, here: Inline, mode: int, acl: bytes | None) -> Inline | None:
         """What holds in a directory, given its own mode and ACL; None: nothing in it is taken."""
         xattrs = ((b"system.posix_acl_access", acl),) if acl is not None else ()
-        if not self._everything and not (here.public and is_public(mode, xattrs)):
+        if not self._everything and not is_public(mode, xattrs):
             return None
         return here
 
     def below(self, here: Inline | None, name: bytes) -> Inline | None:
-        """What holds at a name in a directory; None: nothing can be taken there."""
+        """What holds at a name in a directory; None: nothing can be taken there, from the base neither."""
         if here is None:
             return None
         rule, state = here.rule, here.state
@@ -81,9 +81,9 @@ class Inlining:
             if matched:
                 rule = max(rule, matched[-1])
             state = tuple(position for position in state if position[0] > rule)  # a later rule overrides
-        if not state and not self._sizes[rule]:
+        if not state and not self._sizes[rule] and not self.has_base:
             return None
-        return Inline(here.public, rule, state)
+        return Inline(rule, state)
 
     def limit(self, here: Inline | None, name: bytes) -> int:
         """How many bytes a file of this name may have to be taken; 0: none."""
@@ -116,19 +116,26 @@ class Inlining:
 class Collector:
     """What a worker's lanes have taken: put into frames, and handed on."""
 
-    def __init__(self, inlining: Inlining, send: Callable[[ContentFrame | None, bytes], None]) -> None:
-        """`send` is called by whichever lane fills a frame; with it go names of contents that must not be taken."""
+    def __init__(self, inlining: Inlining, send: Callable[[ContentFrame | None, Collection[bytes]], None]) -> None:
+        """`send` is called by whichever lane fills a frame; with it go paths of which none of
+        the base is to be taken.
+        """
         self._inlining = inlining
         self._send = send
         self._lock = threading.Lock()
         self._packer = FramePacker()
-        self._closed: set[bytes] = set()
+        self._closed: list[bytes] = []  # paths
 
-    def close(self, digest: bytes) -> None:
-        """Not everybody may read a file with this content, though its mode says so: the base's is not taken for it."""
-        if self._inlining.has_base:
-            with self._lock:
-                self._closed.add(digest)
+    def close(self, path: bytes) -> None:
+        """Not everybody may read a file, or what is below a directory, though modes say so: nothing of the base is
+        taken for it.
+        """
+        with self._lock:
+            self._closed.append(path)
+            if len(self._closed) < _CLOSED_MAX:
+                return
+            closed, self._closed = self._closed, []
+        self._send(None, closed)
 
     def add(self, digest: bytes, data: bytes) -> None:
         """Takes a content, unless it is there already. The last one that came is as good as any."""
@@ -137,12 +144,12 @@ class Collector:
         with self._lock:
             frame = self._packer.add(digest, data)
         if frame is not None:
-            self._send(frame, b"")
+            self._send(frame, ())
 
     def flush(self) -> None:
         """Hands on what there is."""
         with self._lock:
-            frame, closed = self._packer.take(), b"".join(self._closed)
+            frame, closed = self._packer.take(), self._closed
         self._send(frame, closed)
 
 

@@ -10,7 +10,7 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import BinaryIO, Final, NamedTuple, Protocol
@@ -262,6 +262,11 @@ class _Scan:
                     self._collect_contents(pool)
             return self._finish(root, created)
 
+    @property
+    def closed(self) -> Collection[bytes]:
+        """Paths of what not everybody may read, though modes say so."""
+        return self._contents.closed if self._contents is not None else ()
+
     def _content_writer(self) -> ContentWriter | None:
         """What takes contents. Those of the base that are still a file's come along, but with `only`: then it is the
         base that the rest is put into.
@@ -369,7 +374,7 @@ class _Scan:
         if report.contents is not None:
             self._writer.manifest.add_contents(report.contents)
         if report.closed and self._contents is not None:
-            self._contents.close(report.closed)
+            self._contents.closed.update(report.closed)
         worker.tasks -= len(report.complete) + len(report.same) + len(report.partial) + len(report.problems)
         self._lanes[worker] = report.lanes
         self._matched |= report.matched
@@ -540,7 +545,7 @@ def _graft(
     part.flush()
     with ManifestReader(os.dup(part.fileno())) as reader:
         base, new = Source(options.base, b"the base"), Source(reader, b"the part")
-        grafted = graft(base, new, only, stream, gone=one.gone, empty=one.empty)
+        grafted = graft(base, new, only, stream, gone=one.gone, empty=one.empty, closed=one.closed)
     matched = one.matched_only | grafted.matched
     unmatched = tuple(pattern for number, pattern in enumerate(only.sources) if number not in matched)
     if len(unmatched) == len(only.sources):

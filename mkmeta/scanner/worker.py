@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import IO, Any, Final, NamedTuple
@@ -132,7 +132,7 @@ class Report(NamedTuple):
     matched_only: set[int]
     lanes: int
     contents: ContentFrame | None = None  # what was taken; such a report has nothing else
-    closed: bytes = b""  # names of contents of files that not everybody may read, one after the other
+    closed: Collection[bytes] = ()  # paths of files and directories that not everybody may read
     is_last: bool = False  # the answer to None instead of tasks: all that was taken has come
 
     def results(self) -> Iterator[Result]:
@@ -187,7 +187,7 @@ class _Crew:
         with self._sending:
             self._connection.send(Report([], [], [], [], set(), set(), 1, is_last=True))
 
-    def _send_contents(self, frame: ContentFrame | None, closed: bytes) -> None:
+    def _send_contents(self, frame: ContentFrame | None, closed: Collection[bytes]) -> None:
         report = Report([], [], [], [], set(), set(), self._governor.lanes, contents=frame, closed=closed)
         with self._sending:
             self._connection.send(report)

@@ -57,11 +57,13 @@ def graft(
     *,
     gone: Collection[bytes] = (),
     empty: Collection[bytes] = (),
+    closed: Collection[bytes] = (),
 ) -> GraftReport:
     """Writes the base with the part in it to `stream`.
 
     `gone` are paths that were looked for and not there; `empty` are directories on the way in which nothing was found,
-    which the part has as opaque directories, so that it has them at all.
+    which the part has as opaque directories, so that it has them at all; `closed` are files, and directories with what
+    is below them, whose contents the base's are not taken for.
 
     Raises FormatError for a base that is damaged, ScanError when nothing is left, OSError when `stream` cannot be
     written.
@@ -70,6 +72,8 @@ def graft(
     lost = {_subtree(base, path): why for path, why in reversed(new.left_out)}
     wanted = any(size for _, size in new.inline)  # or else what the base has is to be left
     contents = carry([base.reader, part.reader], everything=new.inline_all) if wanted else None
+    if contents is not None:
+        contents.closed.update(closed)
     with ManifestWriter(stream, contents) as manifest, TreeWriter(manifest, old.hard_links) as writer:
         with base.named():
             manifest.adopt(base.reader)

@@ -172,6 +172,29 @@ def test_an_nfs4_acl_counts(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "a/v1/fa" not in names(with_base(root, first, "3.mkm").path)
 
 
+@pytest.mark.parametrize("only", [(), (b"a", b"b")], ids=["all", "only"])
+@pytest.mark.parametrize("rules", [ALL, ((b"", 1 << 20), (b"a/v2", 0), (b"a/v1/f?", 0))], ids=["as before", "less"])
+def test_an_nfs4_acl_that_came_closes_what_the_base_has(
+    root: Path, monkeypatch: pytest.MonkeyPatch, only: tuple[bytes, ...], rules: tuple[tuple[bytes, int], ...]
+) -> None:
+    """For a file, and for all below a directory; also where no rule takes anything now. What others have stays."""
+    make(root, {"a/v2/deep/x": b"below", "a/v2/deep/same": b"same", "b/v2/y": b"also", "b/twice": b"twice"})
+    make(root, {"a/v1/twice": b"twice"})
+    _age()
+    first = scanned(root, "1.mkm")
+    closed = (b"a/v1/fa", b"a/v2/.", b"b/v2/.", b"a/v1/twice")
+    monkeypatch.setattr(
+        EntryReader, "allows_everybody", lambda _reader, prefix, name, _wanted: prefix + name not in closed
+    )
+    (root / "a/v1/fa").touch()
+    (root / "a/v1/twice").touch()
+    _age()
+    gone = {"a/v1/fa", "a/v2/fa", "a/v2/fb", "a/v2/fc", "a/v2/deep/x", "b/v2/y"}
+    second = with_base(root, first, "2.mkm", rules, only=only)
+    assert names(second.path) == names(first.path) - gone
+    assert names(with_base(root, second, "3.mkm", rules, only=only).path) == names(second.path)
+
+
 def test_a_file_is_read_once(root: Path) -> None:
     scanned(root, "1.mkm", open_content=_recording(root.parent / "opened"))
     opened = (root.parent / "opened").read_bytes().split()
