@@ -20,6 +20,7 @@ _PATH_SIZE_MAX: Final = 4095  # bytes; the kernel's PATH_MAX, less the NUL
 _COUNT_MAX: Final = 1_000_000
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}  # seconds
 _SPAN: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([smhdw]?)", re.ASCII)
+_SIZE: Final = re.compile(r"([0-9]{1,12})([KMG]?)", re.ASCII)
 _INLINE: Final = re.compile(r"(?:.+=)?[0-9]{1,12}[KMG]?", re.ASCII | re.DOTALL)
 
 
@@ -131,9 +132,15 @@ def _inline(value: object) -> str:
 def inline_rule(text: str) -> tuple[bytes, int]:
     """What a value of `inline` means: the pattern, empty where there is none, and the size in bytes."""
     pattern, _, size = text.rpartition("=")
-    unit = size[-1:]
-    shift = {"K": 10, "M": 20, "G": 30}.get(unit, 0)
-    return pattern.encode("utf-8", "surrogateescape"), int(size.rstrip("KMG")) << shift
+    return pattern.encode("utf-8", "surrogateescape"), size_of(size)
+
+
+def size_of(text: str) -> int:
+    """Bytes of a size: a number, or one with a unit, a power of 1024: `16K`, `1M`, `1G`. Raises ValueError."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size, such as 64K")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
 
 
 def _digests(value: object) -> tuple[DigestName, ...]:

@@ -10,6 +10,7 @@ from mkmeta.cli.manifest_argument import add_manifest_argument, open_manifest
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.suggest import share
 from mkmeta.cli.verb import Verbs, add_verb
+from mkmeta.config_keys import size_of
 from mkmeta.demand.prediction import KINDS, PLAIN, PROFILES, Prediction, Predictor
 from mkmeta.demand.reading import read_profiles
 from mkmeta.errors import ExitCode, UsageError, printable
@@ -129,7 +130,7 @@ def minimal_gain(text: str) -> tuple[str | None, float]:
 
 
 def _size(text: str) -> int:
-    number, unit = (text[:-1], text[-1]) if text[-1:] in ("K", "M") else (text, "")
-    if not number.isdecimal() or len(number) > 12:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 64K")
-    return int(number) << {"": 0, "K": 10, "M": 20}[unit]
+    try:
+        return size_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -15,7 +15,7 @@ from mkmeta.cli.config_option import add_config
 from mkmeta.cli.host_arguments import add_wait, notes, seconds
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.pattern_file import parse_patterns
-from mkmeta.cli.suggest import share
+from mkmeta.cli.suggest import entry_count, share
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.demand.history import History, read_history, write_history
 from mkmeta.demand.patterns import selected_by
@@ -77,7 +77,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--cover", metavar="SHARE", type=share, default=0.99, help="of the misses (default: 99%%)")
     parser.add_argument(
-        "--max-entries", metavar="N", type=_count, default=1_000_000, help="inodes at most (default: %(default)s)"
+        "--max-entries", metavar="N", type=entry_count, default=1_000_000, help="inodes at most (default: %(default)s)"
     )
     for name, default, what in (
         ("half-life", "7d", "after so long, misses count half"),
@@ -206,9 +206,3 @@ def _show(args: argparse.Namespace, outcome: Outcome, history: History, changed:
         note(f"{len(outcome.selected)} directories with {entries} inodes are selected")
         if history.unreleased and args.release is None and not args.dry_run:
             note("nothing releases it: --run COMMAND would")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:20]) < 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of entries, at least 1")
-    return int(text)

@@ -65,7 +65,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--root", metavar="ROOT", type=filled, help="the volume, to see how large things are")
     parser.add_argument("--base", metavar="MANIFEST", type=filled, help="a manifest of it: less has to be looked at")
     parser.add_argument("--cover", metavar="SHARE", type=share, default=0.99, help="of the misses (default: 99%%)")
-    parser.add_argument("--max-entries", metavar="N", type=_count, help="inodes the selection may cost at most")
+    parser.add_argument("--max-entries", metavar="N", type=entry_count, help="inodes the selection may cost at most")
     parser.add_argument(
         "--settled",
         metavar="SPAN",
@@ -171,7 +171,8 @@ def share(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
+def entry_count(text: str) -> int:
+    """A number of inodes."""
     if not text.isdecimal() or not 1 <= int(text[:20]) < 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of entries, at least 1")
     return int(text)

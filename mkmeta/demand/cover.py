@@ -169,9 +169,14 @@ def _best_first(choice: Choice) -> tuple[float, bytes]:
 
 def is_within(path: bytes, tops: Container[bytes]) -> bool:
     """Whether a path is one of some directories, or in it."""
+    return top_of(path, tops) is not None
+
+
+def top_of(path: bytes, tops: Container[bytes]) -> bytes | None:
+    """The one of some directories that a path is, or is in; the deepest. The root is none."""
     while path and path not in tops:
         path = path.rpartition(b"/")[0]
-    return bool(path)
+    return path or None
 
 
 def with_above(paths: Iterable[bytes]) -> set[bytes]:
@@ -200,28 +205,20 @@ def _possible(misses: Mapping[bytes, int], shape: Shape) -> set[bytes]:
 def _forest(misses: Mapping[bytes, int], costs: Mapping[bytes, int], bonus: Mapping[bytes, float]) -> list[Candidate]:
     """The candidates, each below the nearest that is above it, with their gains."""
     candidates = {path: Candidate(path, 0, costs[path]) for path in sorted(costs)}
-    for path, count in misses.items():
-        at = path
-        while at:
-            if at in candidates:
+
+    def add_up(counts: Mapping[bytes, int]) -> None:
+        for path, count in counts.items():
+            at = top_of(path, candidates)
+            while at is not None:
                 candidates[at].gain += count
-            at = at.rpartition(b"/")[0]
-    extra = {path: int(candidates[path].gain * (factor - 1)) for path, factor in bonus.items() if path in candidates}
-    for path, count in extra.items():
-        at = path
-        while at:
-            if at in candidates:
-                candidates[at].gain += count
-            at = at.rpartition(b"/")[0]
-    roots = []
+                at = top_of(at.rpartition(b"/")[0], candidates)
+
+    add_up(misses)
+    add_up({path: int(candidates[path].gain * (factor - 1)) for path, factor in bonus.items() if path in candidates})
+    roots: list[Candidate] = []
     for path, candidate in candidates.items():
-        above = path.rpartition(b"/")[0]
-        while above and above not in candidates:
-            above = above.rpartition(b"/")[0]
-        if above:
-            candidates[above].below.append(candidate)
-        else:
-            roots.append(candidate)
+        above = top_of(path.rpartition(b"/")[0], candidates)
+        (roots if above is None else candidates[above].below).append(candidate)
     return roots
 
 
@@ -229,10 +226,8 @@ def gains_of(misses: Mapping[bytes, int], tops: set[bytes]) -> dict[bytes, int]:
     """The misses in and below directories that do not lie in each other."""
     gains = dict.fromkeys(tops, 0)
     for path, count in misses.items():
-        at = path
-        while at and at not in gains:
-            at = at.rpartition(b"/")[0]
-        if at:
+        at = top_of(path, gains)
+        if at is not None:
             gains[at] += count
     return gains
 
@@ -360,10 +355,7 @@ def _left(
     tops = {choice.path for choice in chosen}
     left = []
     for path, count in misses.items():
-        at = path
-        while at and at not in tops:
-            at = at.rpartition(b"/")[0]
-        if not at:
+        if not is_within(path, tops):
             why = refused.get(path) or ("the root always shows what the volume has as well" if not path else None)
             why = why or (
                 "not needed for the share that was asked for"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from mkmeta.demand.cover import is_within
 from mkmeta.demand.reading import Demand
 from mkmeta.demand.shape import Shape
 
@@ -28,7 +29,7 @@ def inlining(demand: Demand, shape: Shape, selected: Iterable[bytes]) -> tuple[i
     for path, opens in sorted(demand.files.items()):
         parent, _, _ = path.rpartition(b"/")
         place = shape.place(parent)
-        if place is None or place.missing is not None or not _is_within(place.path, tops):
+        if place is None or place.missing is not None or not is_within(place.path, tops):
             continue
         total += opens
         size = shape.size(path)
@@ -39,9 +40,3 @@ def inlining(demand: Demand, shape: Shape, selected: Iterable[bytes]) -> tuple[i
         small = [(size, opens) for size, opens in known if size <= limit]
         found.append(Inlining(limit, sum(o for _, o in small), len(small), sum(s for s, _ in small)))
     return total, found
-
-
-def _is_within(path: bytes, tops: set[bytes]) -> bool:
-    while path and path not in tops:
-        path = path.rpartition(b"/")[0]
-    return bool(path)

@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from mkmeta.demand.cover import Cover
+from mkmeta.demand.cover import Cover, top_of
 from mkmeta.errors import printable
 
 _WIDTH, _HEIGHT = 1200.0, 640.0
@@ -46,7 +46,7 @@ class Tile(NamedTuple):
 def page(cover: Cover, misses: Mapping[bytes, int], title: str) -> str:
     """The page, for what was chosen and the misses of all directories."""
     chosen = {choice.path for choice in cover.chosen}
-    tiles = [Tile(path, count, _selected(path, chosen)) for path, count in misses.items() if count]
+    tiles = [Tile(path, count, top_of(path, chosen)) for path, count in misses.items() if count]
     tiles.sort(key=lambda tile: (-tile.misses, tile.path))
     shown, rest = tiles[:_TILES_MAX], tiles[_TILES_MAX:]
     share = cover.gain / cover.misses if cover.misses else 0.0
@@ -73,14 +73,6 @@ def page(cover: Cover, misses: Mapping[bytes, int], title: str) -> str:
     )
     parts.append(f"</table><script>{_SCRIPT}</script></html>\n")
     return "\n".join(parts)
-
-
-def _selected(path: bytes, chosen: set[bytes]) -> bytes | None:
-    while path:
-        if path in chosen:
-            return path
-        path = path.rpartition(b"/")[0]
-    return None
 
 
 def _text(path: bytes) -> str:

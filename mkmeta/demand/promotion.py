@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from mkmeta.demand.cover import Choice, Hot, choose, gains_of, is_within, settle, with_above
+from mkmeta.demand.cover import Choice, Hot, choose, gains_of, is_within, settle, top_of, with_above
 from mkmeta.demand.history import TRIALS_MAX, Held, History, forget
 from mkmeta.demand.patterns import Line, lines
 from mkmeta.demand.reading import FIRST_MISSES, Demand
@@ -63,7 +63,7 @@ def take(history: History, demand: Demand, shape: Shape) -> set[bytes]:
     for path, count in hot.misses.items():
         history.weights[path] = history.weights.get(path, 0.0) + count * scale
     for path in set(hot.misses) | {p for p, counts in demand.directories.items() if any(counts[:FIRST_MISSES])}:
-        top = _top(path, tops)
+        top = top_of(path, tops)
         if top is not None:
             history.held[top].seen_ns = history.updated_ns
     return hot.written
@@ -75,7 +75,7 @@ def fade(history: History, now_ns: int, policy: Policy) -> None:
     factor = 0.5 ** (passed / policy.half_life_ns)
     tops = history.selected()
     for path, weight in history.weights.items():
-        if _top(path, tops) is None:
+        if not is_within(path, tops):
             history.weights[path] = weight * factor
     history.updated_ns = max(now_ns, history.updated_ns)
     forget(history, _FORGOTTEN, now_ns - (policy.cold_ns << (TRIALS_MAX + 1)))
@@ -108,7 +108,7 @@ def decide(
             held.dropped_ns = now
             trials -= 1
     gone = before - history.selected()
-    for path in [path for path in history.weights if _top(path, gone) is not None]:
+    for path in [path for path in history.weights if is_within(path, gone)]:
         del history.weights[path]
     kept = history.selected()
     misses = {path: round(weight) for path, weight in history.weights.items() if weight >= 1}
@@ -154,12 +154,3 @@ def _add(history: History, path: bytes, choice: Choice, policy: Policy) -> Chang
         held.trials = min(held.trials + 1, TRIALS_MAX)
     held.since_ns = held.seen_ns = now
     return Change(path, added=True, why=f"{choice.gain} misses, {choice.cost} inodes")
-
-
-def _top(path: bytes, tops: set[bytes]) -> bytes | None:
-    """The one of some directories that a path is in."""
-    while path:
-        if path in tops:
-            return path
-        path = path.rpartition(b"/")[0]
-    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -195,3 +196,23 @@ def test_a_command_that_fails_is_observed_all_the_same(tmp_path: Path, capsys: p
     assert main(["observe", str(tmp_path), "-o", str(profile), "--", "sh", "-c", script]) == 0
     assert "ended with 3" in capsys.readouterr().err
     assert rows_of(profile)[""].misses == 1
+
+
+def test_so_much_is_read_of_an_elf_file_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many DT_NEEDED as a table holds, each of another string."""
+    entries = [(elf.DT_STRTAB, 1 << 20), *((elf.DT_NEEDED, 2 * number) for number in range((256 << 10) // 16 - 1))]
+    dynamic = b"".join(struct.pack("<QQ", *entry) for entry in entries)
+    head = b"\x7fELF\2\1".ljust(32, b"\0") + struct.pack("<Q14xHH", 64, 56, 2).ljust(32, b"\0")
+    load = struct.pack("<IIQQQQQQ", elf.PT_LOAD, 0, 0, 0, 0, 2 << 20, 2 << 20, 0)
+    where = struct.pack("<IIQQQQQQ", elf.PT_DYNAMIC, 0, 4096, 0, 0, len(dynamic), len(dynamic), 0)
+    content = ((head + load + where).ljust(4096, b"\0") + dynamic).ljust(1 << 20, b"\0") + b"a\0" * 20_000
+    read, sizes = os.pread, list[int]()
+
+    def pread(fd: int, size: int, at: int) -> bytes:
+        sizes.append(size)
+        return read(fd, size, at)
+
+    monkeypatch.setattr(os, "pread", pread)
+    found = needs_of(content)
+    assert found is not None and len(found.needed) == 1000
+    assert sum(sizes) <= 5 << 20

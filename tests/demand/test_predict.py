@@ -71,6 +71,7 @@ def test_contents_cost_nothing(volume: Path, tmp_path: Path, capsys: pytest.Capt
     assert (held["plain"], held["nested"], held["merge"], held["data-only"]) == (2483, 2, 2, 0)
     manifest = manifest_of(volume, "--select", "sw/*")
     assert predicted(manifest, profile, capsys, "--inline", "1K")["nested"] == 2
+    assert predicted(manifest, profile, capsys, "--inline", "1G")["nested"] == 2
     assert predicted(manifest, profile, capsys, "--inline", "999")["nested"] == 3283
 
 
@@ -101,7 +102,9 @@ def test_what_is_not_there_is_asked_for_once(volume: Path, tmp_path: Path, capsy
     assert found["plain"] == 1 + 2 + 3 and found["nested"] == 2
 
 
-@pytest.mark.parametrize("arguments", [["--min-gain", "no=1%"], ["--min-gain", "200%"], ["--inline", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--min-gain", "no=1%"], ["--min-gain", "200%"], ["--inline", "x"], ["--inline", "1\u0662"]]
+)
 def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["predict", "m", "p", *arguments])
