@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mkmeta.codec.container import FOOTER, OBJECT_ROW, decode_footer
+from mkmeta.codec.container import CONTENT_ROW, FOOTER, OBJECT_ROW, decode_footer
 from tests.layer.test_memory import HARMLESS, HOSTILE, measured, mkmeta
 from tests.manifest import hostile
 from tests.vectors.make_vectors import TOP
@@ -62,6 +62,22 @@ def test_an_object_table_with_a_hole(tmp_path: Path) -> None:
         stream.write(data[footer.object_table : -FOOTER.size])
         stream.write(dataclasses.replace(footer, objects=footer.objects + hole).encode())
     assert measured(sys.executable, "-c", _COUNTED, file) < HARMLESS
+
+
+_FOUND = """
+import os, sys
+from mkmeta.manifest.contents import ContentTable
+fd = os.open(sys.argv[1], os.O_RDONLY)
+assert ContentTable(fd, 0, os.fstat(fd).st_size // 44).find(b"1" * 32) == -1
+"""
+
+
+def test_a_large_content_table(tmp_path: Path) -> None:
+    """230 GB of one, with nothing in it: pieces of it do not grow with it."""
+    file = tmp_path / "sparse"
+    with file.open("wb") as stream:
+        stream.truncate((5000 << 20) * CONTENT_ROW.size)
+    assert measured(sys.executable, "-c", _FOUND, file) < HARMLESS
 
 
 @pytest.mark.parametrize("name", hostile.HOSTILE)
