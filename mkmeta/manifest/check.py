@@ -17,7 +17,7 @@ from mkmeta.codec.container import Location
 from mkmeta.codec.facts import COUNT_MAX, PageFacts
 from mkmeta.codec.objects import Examined, element_count, examine_page, is_divided
 from mkmeta.errors import FormatError
-from mkmeta.manifest.content_walk import visit_files
+from mkmeta.manifest.content_walk import visit_files, zeros
 from mkmeta.manifest.contents import Contents, check_apart
 from mkmeta.manifest.cursor import Cursor, Page, check_facts, directory_at, facts_of, without_xattrs
 from mkmeta.manifest.reader import ManifestReader
@@ -96,7 +96,7 @@ def check_contents(reader: ManifestReader, frames: Collection[int] | None = None
 
 def _check_owners(reader: ManifestReader, contents: Contents) -> None:
     """Raises FormatError unless each content is a file's."""
-    marks = bytearray(len(contents))
+    marks = zeros(len(contents))
 
     def take(digest: bytes, size: int) -> None:
         number = contents.find_bytes(digest, size)
@@ -104,7 +104,7 @@ def _check_owners(reader: ManifestReader, contents: Contents) -> None:
             marks[number] = 1
 
     visit_files(reader, take, public=False)
-    number = marks.find(0)
+    number = next((number for number, mark in enumerate(marks) if not mark), -1)
     if number >= 0:
         name, *_ = contents.table.row(number)
         raise FormatError(f"content {name.hex()[:16]}: no file has it, with this size")

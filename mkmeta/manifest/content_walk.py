@@ -5,8 +5,8 @@ Equal directories are read once, wherever they are. Memory: some bytes for each 
 
 from __future__ import annotations
 
+import mmap
 import stat
-from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -49,6 +49,11 @@ def is_public(mode: int, xattrs: Iterable[tuple[bytes, bytes]] = ()) -> bool:
         return False
 
 
+def zeros(count: int) -> memoryview:
+    """So many bytes, of which only those that are written take memory: a file may say anything of its tables."""
+    return memoryview(mmap.mmap(-1, max(count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))[:count]
+
+
 Take = Callable[[bytes, int], None]  # digest and size of a file
 
 
@@ -73,7 +78,7 @@ def visit_files(reader: ManifestReader, take: Take, *, public: bool, closed: Col
     top = reader.root.directory
     if b"" in closed or (public and not is_public(top.mode, top.xattrs)):
         return
-    seen = bytearray(reader.objects)
+    seen = zeros(reader.objects)
     name = _column(reader)
     ways = {path[:end] for path in closed for end in _slashes(path)}  # below these, it matters where something is
 
@@ -111,8 +116,8 @@ def visit_files(reader: ManifestReader, take: Take, *, public: bool, closed: Col
 
 def count_inside(reader: ManifestReader, is_inside: Callable[[bytes, int], bool]) -> Totals:
     """How much of the expanded tree is inside; `is_inside` says so of a digest and a size. Raises FormatError."""
-    known = bytearray(reader.objects)
-    files, sizes = array("Q", bytes(8 * reader.objects)), array("Q", bytes(8 * reader.objects))
+    known = zeros(reader.objects)
+    files, sizes = zeros(8 * reader.objects).cast("Q"), zeros(8 * reader.objects).cast("Q")
     levels = [_Counting(reader, reader.root.directory, is_inside)]
     while True:
         level = levels[-1]

@@ -17,7 +17,7 @@ import zstandard
 
 from mkmeta.codec.container import CONTENT_ROW, CONTENT_TRAILER, FRAME_TARGET, FrameRow, Location
 from mkmeta.digest import DIGEST_SIZE
-from mkmeta.manifest.content_walk import Totals, count_inside, visit_files
+from mkmeta.manifest.content_walk import Totals, count_inside, visit_files, zeros
 from mkmeta.manifest.contents import Contents, ContentTable, check_apart
 from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
 
@@ -82,7 +82,7 @@ class ContentWriter:
         self.packed: set[int] = set()  # numbers of those that are not as in a donor
         self._candidates = ExternalSorter()  # rows of new contents, with the number of the frame among these
         self._rows = ExternalSorter()  # of those that stay
-        self._marks: list[bytearray] = []  # of each donor, which stay
+        self._marks: list[memoryview] = []  # of each donor, which stay
         self.closed: set[bytes] = set()  # paths, of files and of directories: not everybody may read what is there
 
     def __enter__(self) -> Self:
@@ -105,7 +105,7 @@ class ContentWriter:
         """
         with _Spooled(_unique(self._candidates)) as own:
             tables = [own.table, *(donor.table for donor in self.donors)]
-            marks = [bytearray(table.rows) for table in tables]
+            marks = [zeros(table.rows) for table in tables]
 
             def take(digest: bytes, size: int) -> None:
                 for table, mark in zip(tables, marks, strict=True):
@@ -142,7 +142,7 @@ class ContentWriter:
             rows += 1
         writer.write(CONTENT_TRAILER.pack(rows, first_frame, 0))
 
-    def _copy(self, writer: ManifestWriter, donor: Contents, marks: bytearray) -> None:
+    def _copy(self, writer: ManifestWriter, donor: Contents, marks: memoryview) -> None:
         """Writes what is marked of one: frames that hold nothing else as they are."""
         packer = FramePacker()
         with ExternalSorter() as places:

@@ -72,7 +72,10 @@ class ContentTable:
     def _keys(self) -> array[int]:
         keys = array("Q")
         step = self._step
-        rows = _PIECE_ROWS * step
+        if step > _PIECE_ROWS:
+            keys.extend(int.from_bytes(self._read(first, 1)[:_KEY_BYTES], "big") for first in range(0, self.rows, step))
+            return keys
+        rows = _PIECE_ROWS // step * step
         for first in range(0, self.rows, rows):
             data = self._read(first, min(rows, self.rows - first))
             width = CONTENT_ROW.size * step

@@ -46,7 +46,10 @@ _RECENT_SLOTS = 1 << 16  # objects remembered to store equal directories once; a
 
 
 class ManifestWriter:
-    """Writes a manifest to a binary stream it never seeks in. Memory: one open frame of each sort, and the recent IDs.
+    """Writes a manifest to a binary stream. Memory: one open frame of each sort, and the recent IDs.
+
+    Without contents it never seeks in the stream. With contents that must be a file that can be read back and cut:
+    tables are written for the time it takes to see which contents files have, and taken away again.
 
     Objects are added children first; `finish` writes the root, the tables and the footer. A context manager: leaving it
     without `finish` leaves a stream that no reader accepts.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from mkmeta.codec.container import CONTENT_ROW, FOOTER, OBJECT_ROW, decode_footer
 from tests.layer.test_memory import HARMLESS, HOSTILE, measured, mkmeta
 from tests.manifest import hostile
 from tests.vectors.make_vectors import TOP
@@ -32,6 +35,49 @@ def test_contents_that_overlap(tmp_path: Path) -> None:
     assert file.stat().st_size < 100_000
     assert mkmeta("show", "--check", file, code=10) < HARMLESS
     assert mkmeta("prune", "--drop", "00000", file, "-o", tmp_path / "pruned.mkm", code=10) < HARMLESS
+
+
+_COUNTED = """
+import sys
+from mkmeta.manifest.content_walk import count_inside, visit_files
+from mkmeta.manifest.reader import ManifestReader
+with ManifestReader.open(sys.argv[1]) as reader:
+    assert reader.objects > 20_000_000
+    assert count_inside(reader, lambda *_: True).files == 2
+    found = []
+    visit_files(reader, lambda *file: found.append(file), public=False)
+    assert len(found) == 2
+"""
+
+
+def test_an_object_table_with_a_hole(tmp_path: Path) -> None:
+    """What is held for each object costs nothing for those that no file has."""
+    data = sharing(b"1234", slice(0, 2), slice(2, 4)).encode()
+    footer = decode_footer(data[-FOOTER.size :], len(data))
+    hole = 20_000_000
+    file = tmp_path / "sparse.mkm"
+    with file.open("wb") as stream:
+        stream.write(data[: footer.object_table])
+        stream.seek(hole * OBJECT_ROW.size, os.SEEK_CUR)
+        stream.write(data[footer.object_table : -FOOTER.size])
+        stream.write(dataclasses.replace(footer, objects=footer.objects + hole).encode())
+    assert measured(sys.executable, "-c", _COUNTED, file) < HARMLESS
+
+
+_FOUND = """
+import os, sys
+from mkmeta.manifest.contents import ContentTable
+fd = os.open(sys.argv[1], os.O_RDONLY)
+assert ContentTable(fd, 0, os.fstat(fd).st_size // 44).find(b"1" * 32) == -1
+"""
+
+
+def test_a_large_content_table(tmp_path: Path) -> None:
+    """230 GB of one, with nothing in it: pieces of it do not grow with it."""
+    file = tmp_path / "sparse"
+    with file.open("wb") as stream:
+        stream.truncate((5000 << 20) * CONTENT_ROW.size)
+    assert measured(sys.executable, "-c", _FOUND, file) < HARMLESS
 
 
 @pytest.mark.parametrize("name", hostile.HOSTILE)
