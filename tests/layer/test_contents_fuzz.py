@@ -1,13 +1,18 @@
 """Manifests with contents, changed at random: what still is one makes an image that fsck.erofs and the kernel take.
 
-`MKMETA_FUZZ_SECONDS` says for how long (25). A third of the changes keep digests true, so that they get far.
+`MKMETA_FUZZ_SECONDS` says for how long (25), `MKMETA_FUZZ_SEED` with which numbers. A third of the changes keep digests
+true, so that they get far. Whatever fails says which manifest it was, and holds it.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import os
 import subprocess
 import time
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -80,10 +85,32 @@ def made_up(random: Random) -> bytes:
     return parts.encode()
 
 
-def test_changed_manifests(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@contextlib.contextmanager
+def told(seed: int, number: int, manifest: Path) -> Iterator[None]:
+    """Every failure inside names the manifest, and has it in a form that survives a log."""
+    try:
+        yield
+    except BaseException as error:
+        held = base64.b85encode(zlib.compress(manifest.read_bytes(), 9)).decode()
+        error.add_note(
+            f"MKMETA_FUZZ_SEED={seed}: manifest {number}, at {manifest}:\nzlib.decompress(base64.b85decode({held!r}))"
+        )
+        raise
+
+
+def test_what_a_failure_tells(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.mkm"
+    manifest.write_bytes(bytes(range(256)))
+    with pytest.raises(AssertionError) as caught, told(7, 3, manifest):
+        raise AssertionError
+    (note,) = caught.value.__notes__
+    assert f"MKMETA_FUZZ_SEED=7: manifest 3, at {manifest}" in note
+    held = note.rpartition("b85decode('")[2].rpartition("'))")[0]
+    assert zlib.decompress(base64.b85decode(held)) == manifest.read_bytes()
+
+
+def test_changed_manifests(tmp_path: Path) -> None:
     seed = int(os.environ.get("MKMETA_FUZZ_SEED", str(time.time_ns())))
-    random = Random(seed)
-    request.node.user_properties.append(("seed", seed))
     make_sample(tmp_path / "volume", privileged=True)
     (tmp_path / "volume/grp/a/v1/lib/huge").unlink()
     base = scan_tree(tmp_path / "volume", inline=((b"", 1 << 20),), inline_all=True).path.read_bytes()
@@ -93,27 +120,35 @@ def test_changed_manifests(tmp_path: Path, request: pytest.FixtureRequest) -> No
     tried = built = 0
     while time.monotonic() < end:
         tried += 1
+        random = Random(f"{seed} {tried}")
         manifest.write_bytes(made_up(random) if random.random() < 0.34 else damaged(base, random))
-        options = BuildOptions(kind=LayerKind.EROFS)
-        try:
-            with ManifestReader.open(str(manifest)) as reader:
-                build(reader, sink_for(os.fsencode(image), options, swap=True), options)
-        except MkmetaError as error:
-            assert error.message, seed
-            continue
-        built += 1
-        check_image(image)
-        if built % _MOUNTED == 1:
-            subprocess.run(["mount", "-t", "erofs", "-o", "ro,loop", image, mounted], check=True)
-            try:
-                for directory, _, files in os.walk(os.fsencode(mounted)):
-                    for name in files:
-                        path = os.path.join(directory, name)
-                        status = os.lstat(path)
-                        os.listxattr(path, follow_symlinks=False)
-                        if status.st_mode & 0o170000 == 0o100000 and status.st_size < 1 << 24:
-                            Path(os.fsdecode(path)).read_bytes()
-            finally:
-                subprocess.run(["umount", mounted], check=True)
+        with told(seed, tried, manifest):
+            if attack(manifest, image, mounted, walked=built % _MOUNTED == 0):
+                built += 1
     print(f"seed {seed}: {built} images of {tried} manifests")  # noqa: T201 - shown with -rP
     assert tried > built > 0, f"seed {seed}: {built} images of {tried} manifests"
+
+
+def attack(manifest: Path, image: Path, mounted: Path, *, walked: bool) -> bool:
+    """Builds an image of a manifest, and has it checked, `walked` by the kernel too. Returns whether there is one."""
+    options = BuildOptions(kind=LayerKind.EROFS)
+    try:
+        with ManifestReader.open(str(manifest)) as reader:
+            build(reader, sink_for(os.fsencode(image), options, swap=True), options)
+    except MkmetaError as error:
+        assert error.message
+        return False
+    check_image(image)
+    if walked:
+        subprocess.run(["mount", "-t", "erofs", "-o", "ro,loop", image, mounted], check=True)
+        try:
+            for directory, _, files in os.walk(os.fsencode(mounted)):
+                for name in files:
+                    path = os.path.join(directory, name)
+                    status = os.lstat(path)
+                    os.listxattr(path, follow_symlinks=False)
+                    if status.st_mode & 0o170000 == 0o100000 and status.st_size < 1 << 24:
+                        Path(os.fsdecode(path)).read_bytes()
+        finally:
+            subprocess.run(["umount", mounted], check=True)
+    return True

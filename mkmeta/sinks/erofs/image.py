@@ -54,7 +54,9 @@ class Image:
         self._data_at = _up(places.inodes_end + tree.shared.size)
         self._first_id = places.inodes_end % BLOCK // _ID
         self._link = 0  # further names met
-        blocks = self._data_at // BLOCK + places.blocks
+        # fsck.erofs reads the header of xattrs behind every inode, that of one without any too
+        read = _up(places.inodes_end + XATTR_HEADER)
+        blocks = max(self._data_at // BLOCK + places.blocks, read // BLOCK)
         if blocks >= _BLOCKS_MAX:
             raise BuildError("the image would be too large: it has room for 2^32 blocks of 4,096 bytes")
         self.size = blocks * BLOCK
