@@ -14,9 +14,9 @@ from mkmeta.codec.dump_lines import CONTENT_MAX
 from mkmeta.codec.metacopy import encode_metacopy
 from mkmeta.digest import ObjectId
 from mkmeta.errors import BuildError
-from mkmeta.model import Device, Directory, Inode, Node, RegularFile, Root, Xattrs
+from mkmeta.model import NO_CONTENT, Device, Directory, Inode, Node, RegularFile, Root, Xattrs
 from mkmeta.overlay_xattrs import OPAQUE_VALUE, TRUSTED
-from mkmeta.plan import NO_CONTENT, ContentIndex, Plan, PlannedNode
+from mkmeta.plan import ContentIndex, Plan, PlannedNode
 
 WHITEOUT_NAMES: Final = tuple(b"%02x" % number for number in range(256))
 WHITEOUT_MODE: Final = 0o020644

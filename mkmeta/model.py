@@ -26,6 +26,7 @@ SIZE_MAX = 2**63 - 1  # loff_t
 ID_MAX = 2**32 - 2  # uid_t and gid_t; 2**32 - 1 is "no change" to chown
 MAJOR_LIMIT, MINOR_LIMIT = 2**12, 2**20  # the kernel's dev_t
 ENTRIES_MAX = 2**32 - 1  # entries of a whole tree: inodes of the largest filesystem a layer is written to
+NO_CONTENT = -1  # instead of the number of a content: the manifest does not have it
 NS = 1_000_000_000
 
 ACL_XATTRS = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})

@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from mkmeta.codec.metacopy import REDIRECT_MAX, encode_metacopy, encode_redirect
 from mkmeta.digest import ObjectId
 from mkmeta.errors import BuildError, UsageError, printable
-from mkmeta.model import Directory, DirectoryKind, Node, RegularFile, Root, Xattrs
+from mkmeta.model import NO_CONTENT, Directory, DirectoryKind, Node, RegularFile, Root, Xattrs
 from mkmeta.overlay_xattrs import OPAQUE_VALUE, OverlayXattrs, overlay_xattrs
-
-NO_CONTENT: Final = -1
 
 
 class PlannedNode(NamedTuple):

@@ -62,7 +62,7 @@ def check(reader: ManifestReader, *, jobs: int = 1, adopted: int = 0) -> None:
 
     `adopted`: directories whose objects are in so many first frames are taken for valid, with what is below them.
     """
-    reader.check_tables()
+    reader.file.check_tables()
     root = Below(b"", reader.root.directory, reader.facts_place)
     if jobs > 1 and root.directory.entries > _ALONE:
         counted = _examine_together(reader, root, jobs, adopted)

@@ -78,7 +78,7 @@ def visit_files(reader: ManifestReader, take: Take, *, public: bool, closed: Col
     top = reader.root.directory
     if b"" in closed or (public and not is_public(top.mode, top.xattrs)):
         return
-    seen = zeros(reader.objects)
+    seen = zeros(reader.file.objects)
     name = _column(reader)
     ways = {path[:end] for path in closed for end in _slashes(path)}  # below these, it matters where something is
 
@@ -108,7 +108,7 @@ def visit_files(reader: ManifestReader, take: Take, *, public: bool, closed: Col
         if path is not None and path in ways:
             stack.append(enter(below, path))
             continue
-        number = reader.object_number(below.children, "directory")
+        number = reader.file.object_number(below.children, "directory")
         if not seen[number]:
             seen[number] = 1
             stack.append(enter(below, None))
@@ -116,8 +116,8 @@ def visit_files(reader: ManifestReader, take: Take, *, public: bool, closed: Col
 
 def count_inside(reader: ManifestReader, is_inside: Callable[[bytes, int], bool]) -> Totals:
     """How much of the expanded tree is inside; `is_inside` says so of a digest and a size. Raises FormatError."""
-    known = zeros(reader.objects)
-    files, sizes = zeros(8 * reader.objects).cast("Q"), zeros(8 * reader.objects).cast("Q")
+    known = zeros(reader.file.objects)
+    files, sizes = zeros(8 * reader.file.objects).cast("Q"), zeros(8 * reader.file.objects).cast("Q")
     levels = [_Counting(reader, reader.root.directory, is_inside)]
     while True:
         level = levels[-1]
@@ -130,7 +130,7 @@ def count_inside(reader: ManifestReader, is_inside: Callable[[bytes, int], bool]
             known[number], files[number], sizes[number] = 1, level.files, level.size
             levels[-1].add(level.files, level.size)
             continue
-        number = reader.object_number(below.children, "directory")
+        number = reader.file.object_number(below.children, "directory")
         if known[number]:
             levels[-1].add(files[number], sizes[number])
         else:

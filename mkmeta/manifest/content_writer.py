@@ -17,8 +17,9 @@ import zstandard
 
 from mkmeta.codec.container import CONTENT_ROW, CONTENT_TRAILER, FRAME_TARGET, FrameRow, Location
 from mkmeta.digest import DIGEST_SIZE
+from mkmeta.manifest.content_table import ContentTable
 from mkmeta.manifest.content_walk import Totals, count_inside, visit_files, zeros
-from mkmeta.manifest.contents import Contents, ContentTable, check_apart
+from mkmeta.manifest.contents import Contents, check_apart
 from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
 
 if TYPE_CHECKING:

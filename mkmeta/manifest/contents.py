@@ -1,93 +1,17 @@
-"""The contents of files that are in a manifest: found by digest, read and compared with it (formats/manifest.md 2.6).
-
-Memory: of each content the first eight bytes of its name, up to a million of them; of more, those of every so manieth.
-"""
+"""The contents of files that are in a manifest: found by digest, read, compared with it (formats/manifest.md 2.6)."""
 
 from __future__ import annotations
 
-import os
-from array import array
-from bisect import bisect_left
-from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
-from mkmeta.codec.container import CONTENT_ROW, CONTENT_SIZE_MAX, ContentTrailer, Location
+from mkmeta.codec.container import CONTENT_SIZE_MAX, Location
 from mkmeta.digest import verity_digest
 from mkmeta.errors import FormatError, printable
-from mkmeta.model import DigestName, RegularFile
-
-if TYPE_CHECKING:
-    from mkmeta.manifest.reader import ManifestReader
-
-_KEYS_MAX: Final = 1 << 20
-_KEY_BYTES: Final = 8
-_PIECE_ROWS: Final = 4096
-_ABSENT: Final = -1
-
-
-class ContentTable:
-    """The rows of a content table: some bytes of a file."""
-
-    def __init__(self, fd: int, offset: int, rows: int) -> None:
-        """`fd` stays the caller's."""
-        self._fd = fd
-        self._offset = offset
-        self.rows = rows
-        self._step = -(-rows // _KEYS_MAX) or 1
-
-    def __iter__(self) -> Iterator[tuple[bytes, int, int, int]]:
-        """Name, frame, offset and length of all, unchecked. Raises FormatError when the file ends early."""
-        for first in range(0, self.rows, _PIECE_ROWS):
-            yield from CONTENT_ROW.iter_unpack(self._read(first, min(_PIECE_ROWS, self.rows - first)))
-
-    def row(self, number: int) -> tuple[bytes, int, int, int]:
-        """One of them."""
-        name, frame, offset, length = CONTENT_ROW.unpack(self._read(number, 1))
-        return name, frame, offset, length
-
-    def find(self, name: bytes) -> int:
-        """The number of the row with a name; -1: there is none. In a table that is not sorted, one may be missed."""
-        key = int.from_bytes(name[:_KEY_BYTES], "big")
-        keys, step = self._keys, self._step
-        place = bisect_left(keys, key)
-        if step > 1:
-            place = max(place - 1, 0)
-        elif place == len(keys) or keys[place] != key:
-            return _ABSENT
-        while place < len(keys) and keys[place] <= key:
-            first = place * step
-            data = self._read(first, min(step, self.rows - first))
-            at = data.find(name)
-            while at > 0 and at % CONTENT_ROW.size:
-                at = data.find(name, at + 1)
-            if at >= 0:
-                return first + at // CONTENT_ROW.size
-            place += 1
-        return _ABSENT
-
-    @cached_property
-    def _keys(self) -> array[int]:
-        keys = array("Q")
-        step = self._step
-        if step > _PIECE_ROWS:
-            keys.extend(int.from_bytes(self._read(first, 1)[:_KEY_BYTES], "big") for first in range(0, self.rows, step))
-            return keys
-        rows = _PIECE_ROWS // step * step
-        for first in range(0, self.rows, rows):
-            data = self._read(first, min(rows, self.rows - first))
-            width = CONTENT_ROW.size * step
-            keys.extend(int.from_bytes(data[start : start + _KEY_BYTES], "big") for start in range(0, len(data), width))
-        return keys
-
-    def _read(self, first: int, count: int) -> bytes:
-        size = count * CONTENT_ROW.size
-        data = os.pread(self._fd, size, self._offset + first * CONTENT_ROW.size)
-        if len(data) != size:
-            raise FormatError("content table: the file ends too early")
-        return data
+from mkmeta.manifest.content_table import ContentTable
+from mkmeta.manifest.object_file import ObjectFile
+from mkmeta.model import NO_CONTENT, DigestName, RegularFile
 
 
 def check_apart(before: Location, place: Location, name: bytes) -> None:
@@ -101,10 +25,10 @@ def check_apart(before: Location, place: Location, name: bytes) -> None:
 class Contents:
     """The contents of an open manifest."""
 
-    def __init__(self, reader: ManifestReader, table: ContentTable, trailer: ContentTrailer) -> None:
-        self._reader = reader
+    def __init__(self, file: ObjectFile, table: ContentTable, named_by: DigestName) -> None:
+        self._file = file
         self.table = table
-        self.first_frame = trailer.first_frame
+        self._is_blake3 = named_by is DigestName.BLAKE3
 
     def __len__(self) -> int:
         """How many there are."""
@@ -126,14 +50,14 @@ class Contents:
         """The number of a file's content; -1 if it is not here."""
         name = file.blake3 if self._is_blake3 else file.verity
         if name is None or not 0 < file.size <= CONTENT_SIZE_MAX:
-            return _ABSENT
+            return NO_CONTENT
         return self.find_bytes(name, file.size)
 
     def find_bytes(self, digest: bytes, size: int) -> int:
         """The same for the digest that names it and the size of a file that has content."""
         number = self.table.find(digest)
-        if number < 0 or self.table.row(number)[3] != size:
-            return _ABSENT
+        if number == NO_CONTENT or self.table.row(number)[3] != size:
+            return NO_CONTENT
         return number
 
     def read(self, number: int, path: bytes) -> bytes:
@@ -147,19 +71,14 @@ class Contents:
 
     def frame(self, number: int) -> tuple[bytes, int]:
         """A frame as it is in the file, compressed, and its size. Raises FormatError."""
-        return self._reader.raw_frame(number)
-
-    @cached_property
-    def _is_blake3(self) -> bool:
-        """Whether names are BLAKE3, and not fs-verity digests."""
-        return DigestName.BLAKE3 in self._reader.root.digests
+        return self._file.raw_frame(number)
 
     def _checked(self, name: bytes, place: Location, where: str) -> bytes:
-        if place.frame < self.first_frame:
+        if place.frame < self._file.object_frames:
             raise FormatError(f"{where}: in frame {place.frame}, which is for objects")
         if not 0 < place.length <= CONTENT_SIZE_MAX:
             raise FormatError(f"{where}: {place.length} bytes, a content has 1 to {CONTENT_SIZE_MAX}")
-        data = self._reader.content_at(place, where)
+        data = self._file.content(place, where)
         if (blake3(data).digest() if self._is_blake3 else verity_digest(data)) != name:
             raise FormatError(f"{where}: is damaged: its bytes have another digest")
         return data

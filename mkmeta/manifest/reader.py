@@ -1,4 +1,4 @@
-"""Reading a manifest file lazily: footer first, then the frames that hold what is asked for, nothing else.
+"""Reading a manifest lazily: from the bytes that `ObjectFile` finds to the tree they stand for.
 
 A manifest is hostile until proven otherwise: whatever the bytes are, methods return what the format allows or raise
 FormatError; memory is bounded by the limits of formats/manifest.md section 4.
@@ -13,29 +13,13 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Container, Iterator
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from types import TracebackType
-from typing import BinaryIO, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
-import zstandard
 from blake3 import blake3
 
 from mkmeta.codec.container import (
-    CONTENT_ROW,
-    CONTENT_TRAILER,
-    FOOTER,
-    FRAME_ROW,
-    FRAME_SIZE_MAX,
-    HAS_CONTENTS,
-    HEADER,
-    OBJECT_ROW,
-    Footer,
-    FrameRow,
     Location,
-    check_header,
-    decode_content_trailer,
-    decode_footer,
-    decode_frame_row,
 )
 from mkmeta.codec.facts import (
     FACTS_SIZE_MAX,
@@ -47,7 +31,6 @@ from mkmeta.codec.facts import (
 )
 from mkmeta.codec.info import INFO_SIZE_MAX, Info, decode_info
 from mkmeta.codec.objects import (
-    OBJECT_SIZE_MAX,
     check_digests,
     check_division,
     decode_link_index,
@@ -58,15 +41,16 @@ from mkmeta.codec.objects import (
     encode_entry,
     is_divided,
 )
-from mkmeta.digest import DIGEST_SIZE, ObjectId, ObjectKind
+from mkmeta.digest import ObjectId, ObjectKind
 from mkmeta.errors import FormatError, MkmetaError, printable, reason
-from mkmeta.manifest.contents import Contents, ContentTable
+from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.cursor import Cursor, Entries, Held, Page, Recorded, RecordedEntries, directory_at, facts_of
 from mkmeta.manifest.link_check import check_groups
-from mkmeta.manifest.sorter import ExternalSorter
+from mkmeta.manifest.object_file import ObjectFile
 from mkmeta.model import (
     PATH_LIMIT,
     Counts,
+    DigestName,
     Directory,
     DirectoryKind,
     Entry,
@@ -110,33 +94,12 @@ class ManifestReader:
 
     def __init__(self, fd: int) -> None:
         """Checks header and footer. Raises FormatError, and OSError when the file cannot be read."""
-        self._fd = fd
-        self._frames: OrderedDict[int, bytes] = OrderedDict()
-        self._frames_held = 0
-        self._table_part = lru_cache(maxsize=_TABLE_CACHE)(self._read_table_part)
+        self.file = ObjectFile(fd)
         self._divided = lru_cache(maxsize=_DIVIDED_KEPT)(self._read_divided)
         self._found: OrderedDict[tuple[ObjectId, DirectoryKind, int], tuple[dict[bytes, Node], int]] = OrderedDict()
         self._found_bytes = 0
         self._last: tuple[bytes, Directory] | None = None  # where something was looked up last
-        self._recent: tuple[ObjectKind, ObjectId, bytes] = (ObjectKind.ROOT, ObjectId(b""), b"")
         self.cursors = Held()
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=FRAME_SIZE_MAX)
-        size = os.fstat(fd).st_size
-        flags = check_header(os.pread(fd, HEADER.size, 0))
-        if size < HEADER.size + FOOTER.size:
-            raise FormatError("footer: missing: the file was cut or not completely written")
-        self._footer: Footer = decode_footer(os.pread(fd, FOOTER.size, size - FOOTER.size), size)
-        self.contents: Contents | None = self._read_contents() if flags & HAS_CONTENTS else None
-        # Frames from here on hold contents
-        self._object_frames = self._footer.frames if self.contents is None else self.contents.first_frame
-
-    def _read_contents(self) -> Contents:
-        start = self._footer.frame_table - CONTENT_TRAILER.size
-        if start < HEADER.size:
-            raise FormatError("content table: there is none, and the header has its flag")
-        trailer = decode_content_trailer(self._pread(CONTENT_TRAILER.size, start, "content table"), self._footer)
-        offset = start - trailer.rows * CONTENT_ROW.size
-        return Contents(self, ContentTable(self._fd, offset, trailer.rows), trailer)
 
     @classmethod
     def open(cls, path: bytes | str) -> Self:
@@ -167,36 +130,38 @@ class ManifestReader:
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._fd)
-
-    def copy_to(self, out: BinaryIO) -> None:
-        """Writes the bytes of the file, unchecked. Raises OSError."""
-        offset = 0
-        while data := os.pread(self._fd, _COPY_BYTES, offset):
-            out.write(data)
-            offset += len(data)
+        self.file.close()
 
     @property
     def id(self) -> ObjectId:
         """The manifest ID. What is read below it is checked against it."""
-        return self._footer.manifest_id
+        return self.file.footer.manifest_id
 
     @cached_property
     def root(self) -> Root:
         """The root object."""
-        return decode_root(self._object(ObjectKind.ROOT, self.id, "root object"))
+        return decode_root(self.file.object(ObjectKind.ROOT, self.id, "root object"))
 
     @cached_property
     def info(self) -> Info:
         """Where the manifest comes from."""
-        if self._footer.info.length > INFO_SIZE_MAX:
+        if self.file.footer.info.length > INFO_SIZE_MAX:
             raise FormatError("info record: too long")
-        return decode_info(self._read(self._footer.info, "info record"))
+        return decode_info(self.file.record(self.file.footer.info, "info record"))
+
+    @cached_property
+    def contents(self) -> Contents | None:
+        """The contents of files; None when the manifest has none. Raises FormatError."""
+        table = self.file.content_table
+        if table is None:
+            return None
+        named_by = DigestName.BLAKE3 if DigestName.BLAKE3 in self.root.digests else DigestName.VERITY
+        return Contents(self.file, table, named_by)
 
     @property
     def facts_place(self) -> Location | None:
         """Where the facts of the root directory are; None when the manifest has none."""
-        return self._footer.facts
+        return self.file.footer.facts
 
     def facts(self, place: Location, path: bytes, *, pages: int, entries: int) -> Facts:
         """The facts of the directory at `path`, which has so many pages, the first of which has so many entries."""
@@ -216,7 +181,7 @@ class ManifestReader:
     def pages(self, directory: Stored, path: bytes) -> list[Page]:
         """The pages of `directory`, which is at `path` (empty: the root)."""
         where = directory_at(path)
-        data = self._object(ObjectKind.DIRECTORY, directory.children, where)
+        data = self.file.object(ObjectKind.DIRECTORY, directory.children, where)
         if not is_divided(data):
             return [Page(None, directory.children, directory.entries)]
         pages = self._divided(directory.children, where)
@@ -258,7 +223,7 @@ class ManifestReader:
     def page_bytes(self, page: Page, path: bytes) -> bytes:
         """The object of a page of the directory at `path`: an array of entries, of which only the ID was checked."""
         kind = ObjectKind.DIRECTORY if page.first is None else ObjectKind.DIRECTORY_PAGE
-        return self._object(kind, page.id, directory_at(path))
+        return self.file.object(kind, page.id, directory_at(path))
 
     def entries(self, directory: Directory, path: bytes) -> Cursor[Entry]:
         """What is in `directory`, which is at `path` (empty: the root), ascending by name.
@@ -277,54 +242,7 @@ class ManifestReader:
 
     def object_of(self, object_id: ObjectId, where: str, kind: ObjectKind = ObjectKind.DIRECTORY) -> bytes:
         """The bytes of an object; `where` names it in errors."""
-        return self._object(kind, object_id, where)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file that hold objects and records, whether the tree needs them or not."""
-        if self.contents is None:
-            return self._footer.frame_table
-        frames = sum(self._frame_row(number).compressed for number in range(self._object_frames, self._footer.frames))
-        return self._footer.frame_table - frames - len(self.contents) * CONTENT_ROW.size - CONTENT_TRAILER.size
-
-    def raw_frame(self, number: int) -> tuple[bytes, int]:
-        """A frame as it is in the file, compressed, and its size. Raises FormatError."""
-        row = self._frame_row(number)
-        return self._pread(row.compressed, row.offset, f"frame {number}"), row.size
-
-    def frames(self) -> Iterator[tuple[bytes, int]]:
-        """Every frame of objects as `raw_frame`, when all objects in it have been found undamaged.
-
-        Raises FormatError at the first that is not, or not where the object table says.
-        """
-        with ExternalSorter(_PLACES_BYTES) as places:
-            previous = b""
-            for record in self.object_rows():
-                object_id, frame, offset, length = OBJECT_ROW.unpack(record)
-                if object_id <= previous:
-                    raise FormatError("object table: not sorted")
-                previous = object_id
-                places.add(_PLACE.pack(frame, offset, length) + object_id)
-            rows = iter(places)
-            place = next(rows, None)
-            for number in range(self._object_frames):
-                data = self._read_frame(number, f"frame {number}")
-                while place is not None and _PLACE.unpack_from(place)[0] == number:
-                    _, offset, length = _PLACE.unpack_from(place)
-                    content, object_id = data[offset : offset + length], place[_PLACE.size :]
-                    if len(content) != length or not any(kind.id_of(content) == object_id for kind in ObjectKind):
-                        raise FormatError(f"frame {number}: object {object_id.hex()[:16]} is damaged")
-                    place = next(rows, None)
-                yield self.raw_frame(number)
-            if place is not None:
-                raise FormatError("object table: names a frame that does not exist")
-
-    def object_rows(self) -> Iterator[bytes]:
-        """The rows of the object table."""
-        for number in range((self._footer.objects + _TABLE_ROWS - 1) // _TABLE_ROWS):
-            part = self._read_table_part(number)
-            for at in range(0, len(part), OBJECT_ROW.size):
-                yield part[at : at + OBJECT_ROW.size]
+        return self.file.object(kind, object_id, where)
 
     def find(self, path: bytes) -> Node | None:
         """The inode recorded at `path` (empty: the root), or None."""
@@ -385,7 +303,7 @@ class ManifestReader:
         """The IDs of the link pages, in order."""
         if self.root.links is None:
             return []
-        return decode_link_index(self._object(ObjectKind.LINK_INDEX, self.root.links, "link index"), "link index")
+        return decode_link_index(self.file.object(ObjectKind.LINK_INDEX, self.root.links, "link index"), "link index")
 
     def links(self, *, skip: Container[int] = ()) -> Iterator[PrimaryRow | LinkRow]:
         """The rows of the link pages, in tree order, without those of pages in `skip`, which are not read.
@@ -398,7 +316,7 @@ class ManifestReader:
                 before = None
                 continue
             where = f"link page {number}"
-            data = self._object(ObjectKind.LINK_PAGE, page, where)
+            data = self.file.object(ObjectKind.LINK_PAGE, page, where)
             rows = decode_link_page(data, where, after=after)
             if before is not None:
                 check_division(before, data, where)
@@ -408,7 +326,7 @@ class ManifestReader:
     def link_page(self, number: int, page: ObjectId) -> list[PrimaryRow | LinkRow]:
         """The rows of one link page; nothing is said of those before and after it."""
         where = f"link page {number}"
-        return decode_link_page(self._object(ObjectKind.LINK_PAGE, page, where), where, after=b"")
+        return decode_link_page(self.file.object(ObjectKind.LINK_PAGE, page, where), where, after=b"")
 
     def check_links(self) -> None:
         """Raises FormatError unless the hard links are as formats/manifest.md section 3.3 says.
@@ -427,143 +345,13 @@ class ManifestReader:
 
     def is_adopted(self, directory: Directory, frames: int) -> bool:
         """Whether the object of a directory is in one of the first so many frames."""
-        return self._place_of(directory.children, "directory").frame < frames
-
-    def check_tables(self) -> None:
-        """Every row of the frame table, and the order of the object table as a whole."""
-        for number in range(self._footer.frames):
-            self._frame_row(number)
-        previous = b""
-        for number in range((self._footer.objects + _TABLE_ROWS - 1) // _TABLE_ROWS):
-            part = self._read_table_part(number)
-            ids = [previous, *(part[at : at + DIGEST_SIZE] for at in range(0, len(part), OBJECT_ROW.size))]
-            if any(a >= b for a, b in pairwise(ids)):
-                raise FormatError("object table: not sorted")
-            previous = ids[-1]
-        previous = b""
-        for name, *_ in self.contents.table if self.contents is not None else ():
-            if name <= previous:
-                raise FormatError("content table: not sorted")
-            previous = name
-
-    # --- below: from IDs and places to bytes ---
+        return self.file.frame_of(directory.children, "directory") < frames
 
     def _read_divided(self, children: ObjectId, where: str) -> list[Page]:
-        data = self._object(ObjectKind.DIRECTORY, children, where)
+        data = self.file.object(ObjectKind.DIRECTORY, children, where)
         return [Page(*row) for row in decode_page_rows(data, where)]
 
     def _read_facts(self, place: Location, where: str) -> bytes:
         if place.length > FACTS_SIZE_MAX:
             raise FormatError(f"{where}: {place.length} bytes, more than the limit of {FACTS_SIZE_MAX}")
-        return self._read(place, where)
-
-    def _object(self, kind: ObjectKind, object_id: ObjectId, where: str) -> bytes:
-        """The bytes of an object, with the ID checked."""
-        if self._recent[:2] == (kind, object_id):  # a directory is asked for its pages, and then for the only one
-            return self._recent[2]
-        data = self._read(self._place_of(object_id, where), where)
-        if kind.id_of(data) != object_id:
-            raise FormatError(f"{where}: object {object_id.hex()[:16]} is damaged: its bytes have another digest")
-        self._recent = (kind, object_id, data)
-        return data
-
-    def _place_of(self, object_id: ObjectId, where: str) -> Location:
-        """Where an object is."""
-        number, at = self._find_row(object_id, where)
-        _, frame, offset, length = OBJECT_ROW.unpack_from(self._table_part(number), at)
-        if length > OBJECT_SIZE_MAX:
-            raise FormatError(f"{where}: object of {length} bytes, more than the limit of {OBJECT_SIZE_MAX}")
-        return Location(frame, offset, length)
-
-    def object_number(self, object_id: ObjectId, where: str) -> int:
-        """The number of an object's row in the object table. Raises FormatError."""
-        number, at = self._find_row(object_id, where)
-        return number * _TABLE_ROWS + at // OBJECT_ROW.size
-
-    @property
-    def objects(self) -> int:
-        """How many rows the object table has."""
-        return self._footer.objects
-
-    def _find_row(self, object_id: ObjectId, where: str) -> tuple[int, int]:
-        """The part of the object table that has an object's row, and where in it.
-
-        Binary search, by pages; IDs are spread evenly, so that the first guess is near.
-        """
-        low, high = 0, (self._footer.objects + _TABLE_ROWS - 1) // _TABLE_ROWS
-        middle, step = int.from_bytes(object_id[:8], "big") * high >> 64, 1
-        while low + 1 < high:
-            if self._table_part(middle)[:DIGEST_SIZE] <= object_id:
-                low = middle
-                middle = min(low + step, (low + high + 1) // 2)
-            else:
-                high = middle
-                middle = max(high - step, (low + high) // 2)
-            step *= 4
-        part = self._table_part(low) if high else b""
-        at = part.find(object_id)
-        while at > 0 and at % OBJECT_ROW.size:
-            at = part.find(object_id, at + 1)
-        if at < 0:
-            raise FormatError(f"{where}: object {object_id.hex()[:16]} is not in the file")
-        return low, at
-
-    def _read_table_part(self, number: int) -> bytes:
-        rows = min(_TABLE_ROWS, self._footer.objects - number * _TABLE_ROWS)
-        offset = self._footer.object_table + number * _TABLE_ROWS * OBJECT_ROW.size
-        return self._pread(rows * OBJECT_ROW.size, offset, "object table")
-
-    def _read(self, place: Location, where: str) -> bytes:
-        """The bytes of an object or record."""
-        if self._object_frames <= place.frame < self._footer.frames:
-            raise FormatError(f"{where}: in frame {place.frame}, which is for contents")
-        return self._at(place, where)
-
-    def _at(self, place: Location, where: str) -> bytes:
-        """The bytes at a place, from the cached frame if there is one."""
-        frame = self._frames.get(place.frame)
-        if frame is None:
-            frame = self._read_frame(place.frame, where)
-            self._frames[place.frame] = frame
-            self._frames_held += len(frame)
-            while self._frames_held > _FRAME_CACHE_BYTES and len(self._frames) > 1:
-                self._frames_held -= len(self._frames.popitem(last=False)[1])
-        else:
-            self._frames.move_to_end(place.frame)
-        if place.offset + place.length > len(frame):
-            raise FormatError(f"{where}: reaches beyond the end of frame {place.frame}")
-        return frame[place.offset : place.offset + place.length]
-
-    def content_at(self, place: Location, where: str) -> bytes:
-        """What is at a place in a content frame. Raises FormatError."""
-        return self._at(place, where)
-
-    def _read_frame(self, number: int, where: str) -> bytes:
-        if number >= self._footer.frames:
-            raise FormatError(f"{where}: frame {number} does not exist")
-        row = self._frame_row(number)
-        data = self._pread(row.compressed, row.offset, f"frame {number}")
-        try:
-            parameters = zstandard.get_frame_parameters(data)
-            if parameters.content_size != row.size:
-                raise FormatError(f"frame {number}: says it has another size than the frame table")
-            if parameters.window_size > FRAME_SIZE_MAX:
-                raise FormatError(f"frame {number}: has a window of more than {FRAME_SIZE_MAX} bytes")
-            if parameters.dict_id or not parameters.has_checksum:
-                raise FormatError(f"frame {number}: has a dictionary or no checksum")
-            decompressed = self._decompressor.decompress(data, max_output_size=row.size or 1, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise FormatError(f"frame {number}: damaged: {error}") from None
-        if len(decompressed) != row.size:
-            raise FormatError(f"frame {number}: {len(decompressed)} bytes instead of {row.size}")
-        return decompressed
-
-    def _frame_row(self, number: int) -> FrameRow:
-        data = self._pread(FRAME_ROW.size, self._footer.frame_table + number * FRAME_ROW.size, "frame table")
-        return decode_frame_row(data, number, self._footer.frame_table)
-
-    def _pread(self, size: int, offset: int, where: str) -> bytes:
-        data = os.pread(self._fd, size, offset)
-        if len(data) != size:
-            raise FormatError(f"{where}: the file ends too early")
-        return data
+        return self.file.record(place, where)

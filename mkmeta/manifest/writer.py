@@ -85,12 +85,12 @@ class ManifestWriter:
         Raises FormatError when it is damaged.
         """
         assert not self._frames
-        for data, size in reader.frames():
+        for data, size in reader.file.frames():
             self._frames.append(FrameRow(self._position, len(data), size))
             self.write(data)
         self._adopted = len(self._frames)
         self._donor = reader
-        for record in reader.object_rows():
+        for record in reader.file.object_rows():
             self._is_recent(record[:DIGEST_SIZE])
 
     @property
@@ -190,7 +190,7 @@ class ManifestWriter:
         object_table = self._position
         objects = 0
         previous = b""
-        for record in merge(self._donor.object_rows() if self._donor is not None else (), self._table):
+        for record in merge(self._donor.file.object_rows() if self._donor is not None else (), self._table):
             if record[:32] != previous:
                 previous = record[:32]
                 objects += 1

@@ -334,12 +334,12 @@ def check_selection(reader: ManifestReader, select: tuple[bytes, ...]) -> None:
 
 def compact_size(reader: ManifestReader) -> int:
     """How many bytes a manifest had when it last held nothing but what its tree needs."""
-    return reader.info.counts.get(COMPACT, reader.size)
+    return reader.info.counts.get(COMPACT, reader.file.size)
 
 
 def is_compact(reader: ManifestReader) -> bool:
     """Whether a manifest is at most twice as large as it needs to be. What earlier scans left adds up."""
-    return reader.size <= 2 * compact_size(reader) + _LITTLE
+    return reader.file.size <= 2 * compact_size(reader) + _LITTLE
 
 
 def _directory_of(row: Row, place: Location, inode: int, change_time: int) -> BaseDirectory:

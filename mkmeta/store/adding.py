@@ -154,7 +154,7 @@ def _fill(
     """Writes everything a generation holds, durably. The layer is built from the copy of the manifest that is kept."""
     path = os.path.join(unfinished.path, MANIFEST)
     with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as copy:
-        reader.copy_to(copy)
+        reader.file.copy_to(copy)
     os.mkdir(PRIVATE, 0o700, dir_fd=unfinished.fd)
     os.symlink(os.path.join(PRIVATE, LAYER), LAYER, dir_fd=unfinished.fd)
     with ManifestReader.open(path) as kept:

@@ -262,7 +262,7 @@ def _copy_manifest(found: _Manifest, path: bytes) -> None:
                 os.utime(path, follow_symlinks=False)  # as new: nobody takes it for an old one now
             return
         with atomic_output(path, follow=False) as stream:
-            reader.copy_to(stream)
+            reader.file.copy_to(stream)
 
 
 def _is_copy(one: bytes, other: bytes) -> bool:

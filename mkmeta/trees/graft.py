@@ -94,7 +94,7 @@ def graft(
             counts={
                 **stored_counts(counts),
                 "unchanged": new.counts.get("unchanged", 0),
-                OF_THE_FILE: old.counts.get(OF_THE_FILE, base.reader.size),
+                OF_THE_FILE: old.counts.get(OF_THE_FILE, base.reader.file.size),
             },
         )
         manifest_id = writer.finish(info, base.reader.root.digests)

@@ -81,7 +81,7 @@ def merge(
     first = sources[0].reader
     contents = carry(source.reader for source in distinct)
     with ManifestWriter(stream, contents) as manifest, TreeWriter(manifest, first.info.hard_links) as writer:
-        adopted = max(distinct, key=lambda source: source.reader.size if source.reader.facts_place else -1)
+        adopted = max(distinct, key=lambda source: source.reader.file.size if source.reader.facts_place else -1)
         if adopted.reader.facts_place is not None:
             manifest.adopt(adopted.reader)
             adopted.adopted = True

@@ -42,7 +42,7 @@ import sys
 from mkmeta.manifest.content_walk import count_inside, visit_files
 from mkmeta.manifest.reader import ManifestReader
 with ManifestReader.open(sys.argv[1]) as reader:
-    assert reader.objects > 20_000_000
+    assert reader.file.objects > 20_000_000
     assert count_inside(reader, lambda *_: True).files == 2
     found = []
     visit_files(reader, lambda *file: found.append(file), public=False)
@@ -66,7 +66,7 @@ def test_an_object_table_with_a_hole(tmp_path: Path) -> None:
 
 _FOUND = """
 import os, sys
-from mkmeta.manifest.contents import ContentTable
+from mkmeta.manifest.content_table import ContentTable
 fd = os.open(sys.argv[1], os.O_RDONLY)
 assert ContentTable(fd, 0, os.fstat(fd).st_size // 44).find(b"1" * 32) == -1
 """

@@ -246,7 +246,7 @@ class TestBase:
         old, new = first.path.read_bytes(), second.path.read_bytes()
         with ManifestReader.open(str(first.path)) as reader:
             assert reader.contents is not None
-            data, _ = reader.contents.frame(reader.contents.first_frame)
+            data, _ = reader.contents.frame(reader.file.object_frames)
         assert data in old and data in new
 
     def test_what_nothing_has_any_more_goes(self, root: Path) -> None:
@@ -307,7 +307,7 @@ class TestBase:
         first = scanned(root, "1.mkm")
         with ManifestReader.open(str(first.path)) as reader:
             assert reader.contents is not None
-            data, _ = reader.contents.frame(reader.contents.first_frame)
+            data, _ = reader.contents.frame(reader.file.object_frames)
         raw = first.path.read_bytes()
         at = raw.index(data) + len(data) // 2
         first.path.write_bytes(raw[:at] + bytes((raw[at] ^ 1,)) + raw[at + 1 :])
@@ -338,7 +338,7 @@ def test_merged_and_pruned(root: Path) -> None:
 def _all_bytes(manifest: Path) -> bytes:
     """Everything in all frames."""
     with ManifestReader.open(str(manifest)) as reader:
-        return b"".join(reader._read_frame(number, "frame") for number in range(reader._footer.frames))
+        return b"".join(reader.file._read_frame(number, "frame") for number in range(reader.file.footer.frames))
 
 
 def _age() -> None:

@@ -18,7 +18,7 @@ import pytest
 from mkmeta.build import BuildOptions
 from mkmeta.digest import ObjectId, verity_digest
 from mkmeta.errors import BuildError, FormatError, IdMismatchError, LockedError, StoreError
-from mkmeta.manifest.reader import ManifestReader
+from mkmeta.manifest.object_file import ObjectFile
 from mkmeta.model import DigestName, DirectoryKind, RegularFile
 from mkmeta.plan import Plan
 from mkmeta.sinks.directory import sink
@@ -149,17 +149,17 @@ def test_another_manifest_is_refused_before_anything_is_written(store: Store, pa
 def test_a_manifest_that_changes_meanwhile(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept is what was built, whatever becomes of the file that was read."""
 
-    def other(_self: ManifestReader, out: object) -> None:
+    def other(_self: ObjectFile, out: object) -> None:
         out.write(TWO)  # type: ignore[attr-defined]
 
-    def cut(_self: ManifestReader, out: object) -> None:
+    def cut(_self: ObjectFile, out: object) -> None:
         out.write(ONE[:-1])  # type: ignore[attr-defined]
 
     before = snapshot(Path(os.fsdecode(store.path)) / "generations")
-    monkeypatch.setattr(ManifestReader, "copy_to", other)
+    monkeypatch.setattr(ObjectFile, "copy_to", other)
     with pytest.raises(IdMismatchError):
         put(store, ONE)
-    monkeypatch.setattr(ManifestReader, "copy_to", cut)
+    monkeypatch.setattr(ObjectFile, "copy_to", cut)
     with pytest.raises(FormatError):
         put(store, ONE)
     assert snapshot(Path(os.fsdecode(store.path)) / "generations").keys() == before.keys()

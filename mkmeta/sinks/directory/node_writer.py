@@ -15,8 +15,8 @@ from typing import Final, assert_never
 from mkmeta.errors import BuildError
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.manifest.contents import Contents
-from mkmeta.model import ACL_XATTRS, NS, Device, Directory, Inode, RegularFile, Special, Symlink, Xattrs
-from mkmeta.plan import NO_CONTENT, PlannedNode
+from mkmeta.model import ACL_XATTRS, NO_CONTENT, NS, Device, Directory, Inode, RegularFile, Special, Symlink, Xattrs
+from mkmeta.plan import PlannedNode
 from mkmeta.sinks.directory.diagnosis import Attempt, Diagnosis
 from mkmeta.sinks.directory.sharing import SharedLayer, share
 from mkmeta.sinks.protocol import WHOLE, WHOLE_BYTES

@@ -14,8 +14,9 @@ from typing import Final, Self
 
 from mkmeta.errors import BuildError, printable, reason
 from mkmeta.linux.syscalls import open_beneath
+from mkmeta.model import NO_CONTENT
 from mkmeta.overlay_xattrs import NAMESPACES, USER, OverlayXattrs
-from mkmeta.plan import NO_CONTENT, PlannedNode
+from mkmeta.plan import PlannedNode
 from mkmeta.sinks.directory.inspection import node_differences
 from mkmeta.sinks.directory.staging import layer_id
 

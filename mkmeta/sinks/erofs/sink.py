@@ -15,8 +15,8 @@ from mkmeta.codec.erofs import SIZE_MAX, TYPES, XATTR_HEADER, XATTR_VALUE_MAX, X
 from mkmeta.errors import BuildError, printable
 from mkmeta.manifest.contents import Contents
 from mkmeta.manifest.link_lookup import LinkLookup
-from mkmeta.model import ACL_XATTRS, NS, Device, LinkRow, PrimaryRow, RegularFile, Symlink
-from mkmeta.plan import NO_CONTENT, PlannedNode
+from mkmeta.model import ACL_XATTRS, NO_CONTENT, NS, Device, LinkRow, PrimaryRow, RegularFile, Symlink
+from mkmeta.plan import PlannedNode
 from mkmeta.sinks.erofs.assembly import Assembly
 from mkmeta.sinks.erofs.collecting import Collector
 from mkmeta.sinks.erofs.destination import ImageDestination
