@@ -146,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
     site = Site.of(
         args.config, manifest_only=args.manifest_only, quiet=args.quiet_for, wait=args.wait, note=notes(args)
     )
+    started = time.monotonic()
     on_error = args.on_error or (OnError.FAIL if args.paths or args.retire else OnError.LEAVE_OUT)
     request = Request(
         paths=tuple(args.paths),
@@ -154,9 +155,11 @@ def run(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         gate=_gate(site, args),
     )
+    if args.after is not None and not args.retire:
+        raise UsageError("--after goes with --retire", hint="nothing else is waited for")
     done = release(site, request, lambda step: _tell(step, args))
     held = _wait(done, args) if args.retire and done.published is not None else []
-    _report(done, args)
+    _report(done, held, time.monotonic() - started, args)
     if held:
         return int(ExitCode.HELD)
     return int(ExitCode.INCOMPLETE if done.left_out else ExitCode.DONE)
@@ -194,7 +197,7 @@ def _tell(step: Step, args: argparse.Namespace) -> None:
         note(f"{step.name:<8} {step.seconds:7.2f} s  {step.text}")
 
 
-def _report(done: Released, args: argparse.Namespace) -> None:
+def _report(done: Released, held: list[str], took: float, args: argparse.Namespace) -> None:
     for path, why in done.left_out:
         if args.json:
             emit("left_out", **path_fields(path), reason=why)
@@ -218,9 +221,12 @@ def _report(done: Released, args: argparse.Namespace) -> None:
             serial=published.pointer.serial if published else None,
             published=published is not None and published.written,
             left_out=len(done.left_out),
-            seconds=round(sum(step.seconds for step in done.steps), 3),
+            held=len(held),
+            seconds=round(took, 3),
         )
         return
+    if args.dry_run and not args.quiet:
+        note("a dry run: nothing was changed")
     print(done.id.hex())
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from mkmeta.cli.arguments import filled
 from mkmeta.cli.config_option import add_config
+from mkmeta.cli.host_arguments import seconds as time_span
 from mkmeta.cli.layer_argument import FoundLayer
 from mkmeta.cli.manifest_argument import open_manifest
 from mkmeta.cli.output import emit, note, path_fields
@@ -25,6 +26,8 @@ from mkmeta.manifest.walk import WORKERS_MAX
 from mkmeta.mounts.image import opened
 from mkmeta.overlay_xattrs import TRUSTED, USER
 from mkmeta.plan import Plan
+from mkmeta.publisher.recent import released_since
+from mkmeta.publisher.second_look import compare_parts
 from mkmeta.sinks.erofs.inspection import image_digest
 from mkmeta.verifier.data import Sample
 from mkmeta.verifier.findings import Finding, Findings, Side
@@ -43,6 +46,9 @@ where mounts of the layer hide them. A file that was replaced by its like is kno
 volume is a copy of what was scanned, or its filesystem makes such numbers up: then a word says so. With --data, also
 compares the data of files with the recorded digests: with what the filesystem itself keeps where it has fs-verity, by
 reading everywhere else.
+
+With --recent, compares nothing but what was released lately, volume with manifest: what is not finished when it is
+taken, or is rewritten, is so in the first days. That needs no layer; the manifest is the one that is published.
 """
 
 _EPILOG = """\
@@ -58,6 +64,8 @@ examples:
   mkmeta verify /var/lib/mkmeta/sw --lower /mnt/sw
   mkmeta verify /var/lib/mkmeta/sw --lower /mnt/sw --data --sample 2% --seed "$(date +%V)"    each week others
   mkmeta verify layer --manifest sw.mkm --userxattr
+  mkmeta verify --config /etc/mkmeta/sw.toml --recent 7d
+  mkmeta verify --manifest sw.mkm --lower /mnt/sw --recent 7d --data
 
 exit codes:
   0    all is as recorded
@@ -79,12 +87,19 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument("layer", metavar="LAYER", type=filled, help="layer, generation, or store")
+    parser.add_argument("layer", metavar="LAYER", type=filled, nargs="?", help="layer, generation, or store")
     parser.add_argument(
         "--manifest", metavar="MANIFEST", help="what the layer was built from (default: the one of the generation)"
     )
     parser.add_argument(
         "--lower", metavar="ROOT", type=filled, help="compare this volume, that the layer is mounted over, too"
+    )
+    parser.add_argument(
+        "--recent",
+        metavar="TIME",
+        type=time_span,
+        help="compare only what was released less than this ago, with the volume alone; the manifest is MANIFEST, the "
+        "'manifest' of the layer file, or the one of LAYER",
     )
     parser.add_argument("--data", action="store_true", help="with --lower: compare the data of files")
     parser.add_argument(
@@ -120,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
     """Compares and reports."""
     _check(args)
     started = time.monotonic()
+    if args.recent is not None:
+        return _verify_recent(args, started)
     found = FoundLayer.at(args.layer)
     with contextlib.ExitStack() as stack:
         damage = _damage_of_image(found)
@@ -131,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
             layer=tree,
             plan=plan,
             lower=args.lower,
-            data=Sample(args.sample if args.sample is not None else 1.0, args.seed or b"") if args.data else None,
+            data=_sample(args),
             layer_jobs=args.jobs or min(WORKERS_MAX, len(os.sched_getaffinity(0))),
             volume_jobs=args.jobs or _VOLUME_JOBS,
         )
@@ -146,26 +163,61 @@ def run(args: argparse.Namespace) -> int:
             else:  # the kernel has no business with such bytes
                 verified = Verified(Counter())
                 findings.add(Finding(Side.LAYER, b"", "digest", damage, b""))
-        seconds = time.monotonic() - started
-        if args.metrics is not None:
-            entries = verified.counts["layer"]
-            families = verify_metrics(
-                findings.sides, path=args.layer, entries=entries, seconds=seconds, now=time.time()
-            )
-            write_metrics(args.metrics, families)
-        subtrees = _emit(findings) if args.json else _print(findings, shown=None if args.all else _SHOWN)
-        if args.json:
-            _emit_summary(reader, verified, findings.count, subtrees, seconds)
-        elif not args.quiet:
-            if found.generation is not None and found.generation.written:
-                note(f"note: generation {found.generation.number} was mounted writable: it may differ since")
-            _note_doubts(verified, args)
-            note(_summary(verified.counts, findings.count, subtrees, seconds, args))
+        if found.generation is not None and found.generation.written and not (args.json or args.quiet):
+            note(f"note: generation {found.generation.number} was mounted writable: it may differ since")
+        return _tell(reader, verified, findings, started, args.layer, args)
+
+
+def _verify_recent(args: argparse.Namespace, started: float) -> int:
+    """Compares what was released lately with the volume, and reports."""
+    named = args.manifest or (args.config.manifest if args.config else None)
+    with contextlib.ExitStack() as stack:
+        manifest = open_manifest(named) if named is not None else FoundLayer.at(args.layer).open_manifest()
+        reader = stack.enter_context(manifest)
+        findings = stack.enter_context(Findings())
+        paths = tuple(released_since(reader, time.time_ns(), args.recent))
+        counts = compare_parts(reader, args.lower, paths, findings, data=_sample(args), jobs=args.jobs or _VOLUME_JOBS)
+        if not (args.json or args.quiet):
+            note(f"note: {len(paths):,} of what is recorded changed less than that ago, and is looked at")
+        return _tell(reader, Verified(counts), findings, started, named or args.layer, args)
+
+
+def _sample(args: argparse.Namespace) -> Sample | None:
+    """The files whose data is compared."""
+    return Sample(args.sample if args.sample is not None else 1.0, args.seed or b"") if args.data else None
+
+
+def _tell(
+    reader: ManifestReader,
+    verified: Verified,
+    findings: Findings,
+    started: float,
+    path: bytes,
+    args: argparse.Namespace,
+) -> int:
+    """Reports what was found by looking at what is at `path`. Returns the exit code."""
+    seconds = time.monotonic() - started
+    if args.metrics is not None:
+        entries = verified.counts["layer"]
+        families = verify_metrics(findings.sides, path=path, entries=entries, seconds=seconds, now=time.time())
+        write_metrics(args.metrics, families)
+    subtrees = _emit(findings) if args.json else _print(findings, shown=None if args.all else _SHOWN)
+    if args.json:
+        _emit_summary(reader, verified, findings.count, subtrees, seconds)
+    elif not args.quiet:
+        _note_doubts(verified, args)
+        note(_summary(verified.counts, findings.count, subtrees, seconds, args))
     return int(ExitCode.DIFFERENT if findings.count else ExitCode.DONE)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Raises UsageError for arguments that do not go together."""
+    if args.recent is None and args.layer is None:
+        raise UsageError("the following arguments are required: LAYER")
+    if args.recent is not None and args.lower is None:
+        raise UsageError("--recent compares the volume", hint="name it with --lower, or --config FILE")
+    if args.recent is not None and not (args.manifest or args.layer or (args.config and args.config.manifest)):
+        raise UsageError("--recent needs a manifest", hint="--manifest, or --config FILE with 'manifest' in it")
     if args.data and args.lower is None:
         raise UsageError("--data goes with --lower", hint="the data is on the volume: name it with --lower")
     if args.sample is not None and not args.data:
@@ -287,9 +339,9 @@ def _note_doubts(verified: Verified, args: argparse.Namespace) -> None:
 
 
 def _summary(counts: Counter[str], findings: int, subtrees: int, seconds: float, args: argparse.Namespace) -> str:
-    compared = [f"{counts['layer']:,} entries of the layer"]
+    compared = [] if args.recent is not None else [f"{counts['layer']:,} entries of the layer"]
     if args.lower is not None:
-        compared.append(f"{counts['volume']:,} of the {Side.VOLUME}")
+        compared.append(f"{counts['volume']:,} {'of' if compared else 'entries of'} the {Side.VOLUME}")
     if args.data:
         compared.append(f"data of {counts['read']:,} files by reading {human_bytes(counts['bytes'])}")
         compared.append(f"of {counts['measured']:,} by fs-verity")

@@ -140,6 +140,11 @@ class _News:
     retire: tuple[bytes, ...] = ()
     forget: tuple[bytes, ...] = ()  # retired before, and gone now
 
+    @property
+    def looked_at(self) -> tuple[bytes, ...]:
+        """All that came, went or changed: whatever it is, the recorded directories above it are others now."""
+        return (*self.recorded, *self.through, *self.hidden, *self.forget)
+
 
 @dataclass
 class _Run:
@@ -162,19 +167,8 @@ class _Run:
             news = self._check(options, base)
             say(_summary(news))
         everything = base is None or not (request.paths or request.retire)
-        done: tuple[ObjectId, int, Generation | None] | None = None
-        if everything or news.recorded or news.retire or news.forget:
-            try:
-                done = self._make(base, options, news, everything=everything)
-            except NothingSelectedError:  # by --only: nothing of it is selected after all
-                if everything or news.retire or news.forget:
-                    raise
-                self.nothing = tuple(path for path in news.recorded if path not in news.gone)
+        manifest_id, entries, generation = self._make(base, options, news, everything=everything)
         through = (*news.through, *self.nothing)
-        if done is None:
-            assert base is not None
-            done = base.id, base.root.directory.entries, self._build(base)
-        manifest_id, entries, generation = done
         published = None if request.dry_run else self._publish(generation, again=bool(through or news.forget))
         return Released(
             id=manifest_id,
@@ -276,17 +270,17 @@ class _Run:
     def _make(
         self, base: ManifestReader | None, options: ScanOptions, news: _News, *, everything: bool
     ) -> tuple[ObjectId, int, Generation | None]:
-        """Makes the next manifest and its layer. Raises NothingSelectedError when nothing of the paths is selected."""
+        """Makes the next manifest and its layer. Raises NothingSelectedError when nothing at all is selected."""
         output = _temporary() if self.request.dry_run else atomic_output(self.site.manifest)
         with output as stream, contextlib.ExitStack() as stack:
             scanned = base
-            if everything or news.recorded:
-                only = () if everything else tuple(map(literal, news.recorded))
-                part = stack.enter_context(_temporary()) if news.retire or news.forget else stream
-                scanned = self._scan(dataclasses.replace(options, only=only), base, part, stack)
+            if everything or news.looked_at:
+                only = () if everything else tuple(map(literal, news.looked_at))
+                part = stack.enter_context(_temporary()) if news.retire else stream
+                scanned = self._scan(dataclasses.replace(options, only=only, only_nothing=True), base, part, stack)
             assert scanned is not None
             reader = scanned
-            if news.retire or news.forget:
+            if news.retire:
                 reader = self._retire(scanned, news, stream, stack)
             if not everything:
                 there = [path for path in news.recorded if path not in news.gone]
@@ -314,7 +308,7 @@ class _Run:
         with self._step("retire") as say:
             before = reader.root.directory.entries
             source, reasons = Source(reader, self.site.manifest), dict.fromkeys(news.retire, RETIRED)
-            _, entries = leave_out(source, reasons, stream, forget=news.forget)
+            _, entries = leave_out(source, reasons, stream)
             if not entries:
                 hint = "to retire all of it, deactivate the layer instead"
                 raise MkmetaError("nothing would be left", path=self.site.manifest, hint=hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -11,10 +12,12 @@ from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import Branch, Report, walk, walk_in_order
 from mkmeta.model import Directory, DirectoryKind
+from mkmeta.verifier.data import DataChecker, Sample
 from mkmeta.verifier.findings import Findings
 from mkmeta.verifier.volume import Volume, VolumeVisitor
 
 _BATCH: Final = 2000  # entries per message to a worker
+_DATA_BATCH: Final = 50  # the same where files are read
 _JOBS: Final = 8  # processes that wait for a file server most of the time
 
 
@@ -24,24 +27,41 @@ def second_look(reader: ManifestReader, root: bytes, paths: Sequence[bytes], fin
     Returns how many entries were compared, and how many of them have another change time and nothing else: nobody has
     any business there now. Raises FormatError and MkmetaError.
     """
+    counts = compare_parts(reader, root, paths, findings)
+    return counts["volume"], counts["touched"]
+
+
+def compare_parts(
+    reader: ManifestReader,
+    root: bytes,
+    paths: Sequence[bytes],
+    findings: Findings,
+    *,
+    data: Sample | None = None,
+    jobs: int = _JOBS,
+) -> Counter[str]:
+    """As `mkmeta verify --lower`, of some paths alone; `data`: files whose content is read and compared as well.
+
+    Returns the counts of `mkmeta.verifier.verify.Verified`. Raises FormatError and MkmetaError.
+    """
     if not paths:
-        return 0, 0
+        return Counter()
     entries = sum(node.entries for node in map(reader.find, paths) if isinstance(node, Directory))
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     try:
         with Volume(root, b"", reader) as volume:
 
             def visitor(report: Report) -> _Parts:
-                return _Parts(VolumeVisitor(volume, report, None), paths)
+                checker = None if data is None else DataChecker(reader.root.digests, data)
+                return _Parts(VolumeVisitor(volume, report, checker), paths)
 
-            if entries <= _BATCH:  # processes to wait for a server take longer to start than it does
-                counts = walk_in_order(reader, visitor, facts=True, receive=findings.add)
-            else:
-                counts = walk(reader, visitor, jobs=_JOBS, batch=_BATCH, facts=True, receive=findings.add)
+            if entries <= _BATCH and data is None:  # processes to wait for a server take longer to start than it does
+                return walk_in_order(reader, visitor, facts=True, receive=findings.add)
+            batch = _BATCH if data is None else _DATA_BATCH
+            return walk(reader, visitor, jobs=jobs, batch=batch, facts=True, receive=findings.add)
     finally:
         os.fchdir(here)
         os.close(here)
-    return counts["volume"], counts["touched"]
 
 
 class _Parts:

@@ -90,6 +90,7 @@ class ScanOptions:
     on_error: OnError = OnError.LEAVE_OUT
     base: ManifestReader | None = None  # an earlier manifest: what is as it says is not read again
     only: tuple[bytes, ...] = ()  # with a base: what is looked at; the rest is taken from it
+    only_nothing: bool = False  # none of them needs to match: directories on the way there are looked at all the same
     trust: bool = True  # with a base: False reads everything that is looked at
     open_content: Callable[[bytes], int] = open_content  # tests put in one that fails
 
@@ -548,7 +549,7 @@ def _graft(
         grafted = graft(base, new, only, stream, gone=one.gone, empty=one.empty, closed=one.closed)
     matched = one.matched_only | grafted.matched
     unmatched = tuple(pattern for number, pattern in enumerate(only.sources) if number not in matched)
-    if len(unmatched) == len(only.sources):
+    if len(unmatched) == len(only.sources) and not options.only_nothing:
         hint = "it matches nothing that is selected, neither on the volume nor in the base"
         raise NothingSelectedError("no pattern of --only matched anything", path=unmatched[0], hint=hint)
     counts = grafted.counts._replace(unchanged=report.counts.unchanged)

@@ -71,21 +71,17 @@ def prune(source: Source, drop: Sequence[bytes], stream: BinaryIO) -> PruneRepor
     )
 
 
-def leave_out(
-    source: Source, reasons: dict[bytes, str], stream: BinaryIO, *, forget: Collection[bytes] = ()
-) -> tuple[Info, int]:
+def leave_out(source: Source, reasons: dict[bytes, str], stream: BinaryIO) -> tuple[Info, int]:
     """Writes the manifest without the subtrees at the paths of `reasons`, which go to what is left out.
 
-    What was left out at the paths of `forget` no longer is: there is nothing any more. Returns the result's info record
-    and number of entries. Raises as `prune`; nothing may be left.
+    Returns the result's info record and number of entries. Raises as `prune`; nothing may be left.
     """
     reader = source.reader
     with ManifestWriter(stream, carry([reader])) as manifest, TreeWriter(manifest, reader.info.hard_links) as writer:
         _adopt(manifest, source)
         paths = _Paths(reasons)
         assemble(writer, _Pruner(paths).enter(source.top(), b"", paths.start()))
-        before = {path: why for path, why in reader.info.left_out if path not in forget}
-        left_out = tuple(sorted({**before, **reasons}.items()))
+        left_out = tuple(sorted({**dict(reader.info.left_out), **reasons}.items()))
         counts = {**reader.info.counts, **stored_counts(writer.counts)}
         info = dataclasses.replace(reader.info, left_out=left_out, counts=counts)
         writer.finish(info, reader.root.digests)

@@ -82,6 +82,9 @@ def test_what_is_not_selected_is_announced_all_the_same(site: Site) -> None:
         done = site.call("release", path)
         assert f"not selected, hosts see it straight from the volume: {path}" in done.err
         assert (site.names(), site.pointer.serial) == ({"paint/v1"}, serial)
+    (site.volume / "grp/paint/notes").mkdir()
+    site.call("release", "grp/paint/notes")
+    assert site.pointer.id.hex() == site.full_scan(), "the directory that it is in has changed"
 
 
 def break_with_marker(site: Site) -> list[str]:
@@ -179,6 +182,7 @@ def test_dry_run_changes_nothing(site: Site) -> None:
     before, there = site.state, sorted(os.listdir(site.top))
     done = site.call("release", "--dry-run", "grp/paint/v2")
     assert (site.state, sorted(os.listdir(site.top))) == (before, there)
+    assert "a dry run: nothing was changed" in done.err
     assert done.out.strip() == site.full_scan()
 
 
@@ -193,7 +197,8 @@ def test_retire(site: Site) -> None:
     assert site.pointer == retired
     site.remove("paint/v1")
     site.call("release", "-q", "grp/paint/v1")
-    assert (site.pointer.id, site.pointer.serial) == (retired.id, retired.serial + 1)
+    assert site.pointer.serial == retired.serial + 1
+    assert site.pointer.id.hex() == site.full_scan(), "the directory that it was in has changed"
     assert "neither on the volume nor" in site.call("release", "-q", "grp/paint/v1", check=2).err
     site.make("paint/v1")
     site.call("release", "-q")
@@ -337,3 +342,14 @@ def test_json_lines_are_json(site: Site) -> None:
     site.make("odd\udcff/v2")
     done = site.call("release", "--json", "grp/odd\udcff/v2")
     assert all(isinstance(json.loads(line), dict) for line in done.out.splitlines())
+
+
+def test_after_is_about_what_is_retired(site: Site) -> None:
+    before = site.state
+    assert "--after goes with --retire" in site.call("release", "--after", "2d", check=2).err
+    assert site.state == before
+    site.make("paint/v2")
+    site.call("release", "-q", "grp/paint/v2")
+    messages = site.call("release", "--json", "--retire", "grp/paint/v1", "--after", "0.2").messages
+    assert (messages[-2]["step"], messages[-1]["held"]) == ("wait", 0)
+    assert messages[-1]["seconds"] >= 0.2, "what it waited counts"
