@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,6 +120,7 @@ def _probe() -> dict[str, bool]:
             "EROFS mounts": root and _erofs(scratch),
             "fs-verity": root and _fs_verity(scratch),
             "living systemd": root and _living_systemd(scratch),
+            "rez": Path(sys.executable).with_name("rez-release").exists(),
             "NFS sandbox": root and "MKMETA_NFS_SANDBOX" in os.environ,  # set by tests/uml/guest.py
         }
         tools = (
