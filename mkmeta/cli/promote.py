@@ -7,7 +7,7 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from mkmeta.cli.arguments import filled
@@ -18,7 +18,7 @@ from mkmeta.cli.pattern_file import parse_patterns
 from mkmeta.cli.suggest import entry_count, share
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.demand.history import History, read_history, write_history
-from mkmeta.demand.patterns import selected_by
+from mkmeta.demand.patterns import Line, selected_by
 from mkmeta.demand.profile import ProfileReader
 from mkmeta.demand.promotion import Outcome, Policy, decide, fade, take
 from mkmeta.demand.reading import Demand, add_profile
@@ -36,9 +36,10 @@ it fade, and writes the selection anew when it changes: what is hot comes in, wh
 inodes. Then it runs what releases a selection, again and again until that ends well. For a timer, on the host that
 publishes; one run after another.
 
-A directory that is selected stays until nothing was asked of it for --cold, or something else gains twice as much
-for its inodes; if dropping it was wrong, it is held twice as long the next time. What would hide something is never
-selected, and dropped at once: the rules are those of mkmeta suggest.
+A directory that is selected stays until nothing was asked of it for --cold, or, after two weeks, something else gains
+twice as much in its place; if dropping it was wrong, it is held twice as long the next time. What would hide something
+is never selected, and dropped at once: the rules are those of mkmeta suggest. Changes wait for one another, until they
+gain --min-gain of all misses together, or for --patience: each costs the hosts a new layer.
 """
 
 _EPILOG = """\
@@ -79,9 +80,17 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--max-entries", metavar="N", type=entry_count, default=1_000_000, help="inodes at most (default: %(default)s)"
     )
+    parser.add_argument(
+        "--min-gain",
+        metavar="SHARE",
+        type=share,
+        default=0.05,
+        help="make changes at once that answer so many more of all misses (default: 5%%)",
+    )
     for name, default, what in (
         ("half-life", "7d", "after so long, misses count half"),
         ("cold", "90d", "drop what was not asked for so long"),
+        ("patience", "7d", "make changes that gain less than --min-gain after so long"),
         ("settled", "30d", "as for suggest"),
     ):
         parser.add_argument(
@@ -121,6 +130,8 @@ def _promote(
         budget=args.max_entries,
         half_life_ns=int(args.half_life * NS),
         cold_ns=int(args.cold * NS),
+        worth=args.min_gain,
+        patience_ns=int(args.patience * NS),
     )
     now = time.time_ns()
     root = os.path.realpath(args.root)
@@ -145,8 +156,10 @@ def _promote(
         written |= take(history, demand, shape)
     before = _content(args.selection)
     outcome = decide(history, shape, written, policy, selected_by(parse_patterns(before or b""), shape))
-    text = b"".join(_selection(outcome))
-    changed = text != before
+    text = b"".join(_selection(outcome.lines)) if outcome.lines is not None else before or b""
+    for choice in outcome.unwritable:
+        note(f"cannot be written as a line, and is left out: {printable(choice.path)}")
+    changed = text != (before or b"")
     if args.dry_run:
         return outcome, changed
     history.taken = taken
@@ -164,13 +177,11 @@ def _promote(
     return outcome, changed
 
 
-def _selection(outcome: Outcome) -> Iterator[bytes]:
+def _selection(lines: Iterable[Line]) -> Iterator[bytes]:
     """The lines, in the order of their bytes: the same for the same selection, whatever it gains today."""
     yield b"# written by mkmeta promote: what is changed by hand is lost\n"
-    for line in sorted(outcome.lines, key=lambda line: line.pattern):
+    for line in sorted(lines, key=lambda line: line.pattern):
         yield line.pattern + b"\n"
-    for choice in outcome.unwritable:
-        note(f"cannot be written as a line, and is left out: {printable(choice.path)}")
 
 
 def _content(path: bytes) -> bytes | None:
@@ -198,11 +209,14 @@ def _show(args: argparse.Namespace, outcome: Outcome, history: History, changed:
     if args.json:
         for change in outcome.changes:
             emit("change", **path_fields(change.path), added=change.added, reason=change.why)
-        emit("summary", selected=len(outcome.selected), entries=entries, changed=changed, dry_run=args.dry_run)
+        counts = {"selected": len(outcome.selected), "entries": entries, "waiting": outcome.waiting}
+        emit("summary", **counts, changed=changed, dry_run=args.dry_run)
         return
     for change in outcome.changes:
         print(f"{'+' if change.added else '-'} {printable(change.path)}: {change.why}")
     if not args.quiet:
         note(f"{len(outcome.selected)} directories with {entries} inodes are selected")
+        if outcome.waiting:
+            note(f"{outcome.waiting} changes wait: they gain less than --min-gain, and have not waited for --patience")
         if history.unreleased and args.release is None and not args.dry_run:
             note("nothing releases it: --run COMMAND would")

@@ -8,10 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from mkmeta.demand.profile import COUNT_MAX, PATHS_MAX, is_plain
 from mkmeta.errors import MkmetaError, path_fields, reason
@@ -22,6 +21,7 @@ _MAGIC: Final = "mkmeta_history"
 _VERSION: Final = 1
 _LINE_MAX: Final = 4 << 20  # bytes: KEPT_MAX names of 255 bytes in base64, each with two numbers
 TAKEN_MAX: Final = 1000  # profiles that one run counts
+_DAYS: Final = 10.0  # of a weight in a history that does not say
 KEPT_MAX: Final = 8000  # profiles remembered as counted
 TRIALS_MAX: Final = 6
 
@@ -32,6 +32,18 @@ class HistoryError(MkmetaError):
     """A file that is not a valid history."""
 
 
+class Weight(NamedTuple):
+    """What was asked in vain in a directory. Both numbers fade while it can be heard."""
+
+    misses: float
+    days: float  # in which it could be heard, since it was first; at least 1
+
+    @property
+    def a_day(self) -> float:
+        """Misses a day."""
+        return self.misses / self.days
+
+
 @dataclass(slots=True)
 class Held:
     """A directory that is selected, or was."""
@@ -40,6 +52,8 @@ class Held:
     seen_ns: int = 0  # when something in it was last asked for
     dropped_ns: int = 0  # when it was last dropped for being cold; 0: never
     trials: int = 0  # how often that was wrong
+    left_ns: int = 0  # when it last made room for others; 0: never
+    left_demand: int = 0  # the misses a day it had then
 
 
 @dataclass(slots=True)
@@ -47,10 +61,12 @@ class History:
     """All of it."""
 
     updated_ns: int = 0
-    weights: dict[bytes, float] = field(default_factory=dict)  # decayed misses, by directory
+    weights: dict[bytes, Weight] = field(default_factory=dict)  # by directory
     held: dict[bytes, Held] = field(default_factory=dict)
     taken: list[Taken] = field(default_factory=list)  # profiles that are counted, and may not be removed yet
     unreleased: bool = False  # the selection was written, and what releases it has not ended well yet
+    changed_ns: int = 0  # when what is selected was last changed
+    heard: set[bytes] = field(default_factory=set, compare=False)  # directories first heard of in this run
 
     def selected(self) -> set[bytes]:
         """The directories that are selected."""
@@ -81,6 +97,7 @@ def decode(stream: BinaryIO) -> History:
     if head[_MAGIC] != _VERSION:
         raise ValueError(head[_MAGIC])
     history = History(updated_ns=_count(head["updated_ns"]), unreleased=head["unreleased"] is True)
+    history.changed_ns = _count(head.get("changed_ns", 0))
     for name, inode, mtime in head["taken"][:KEPT_MAX]:
         history.taken.append((base64.b64decode(name), _count(inode), _count(mtime)))
     while True:
@@ -93,13 +110,14 @@ def decode(stream: BinaryIO) -> History:
         if len(path) > PATH_LIMIT or b"\0" in path or (path and not is_plain(path)):
             raise ValueError("path")
         if "weight" in record:
-            weight = float(record["weight"])
-            if not 0 <= weight <= COUNT_MAX or math.isnan(weight):
+            weight = Weight(float(record["weight"]), float(record.get("days", _DAYS)))
+            if not (0 <= weight.misses <= COUNT_MAX and 1 <= weight.days <= COUNT_MAX):  # NaN is neither
                 raise ValueError("weight")
             history.weights[path] = weight
         else:
-            since, seen, dropped, trials = (_count(record[key]) for key in Held.__slots__)
-            history.held[path] = Held(since, seen, dropped, min(trials, TRIALS_MAX))
+            since, seen, dropped, trials = (_count(record[key]) for key in Held.__slots__[:4])
+            left = (_count(record.get(key, 0)) for key in Held.__slots__[4:])
+            history.held[path] = Held(since, seen, dropped, min(trials, TRIALS_MAX), *left)
         if len(history.weights) + len(history.held) > 2 * PATHS_MAX:
             raise ValueError("rows")
 
@@ -132,12 +150,12 @@ def encode(history: History) -> bytes:
         out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
     taken = [[base64.b64encode(name).decode(), inode, mtime] for name, inode, mtime in history.taken]
-    put({_MAGIC: _VERSION, "updated_ns": history.updated_ns, "unreleased": history.unreleased, "taken": taken})
+    times = {"updated_ns": history.updated_ns, "changed_ns": history.changed_ns}
+    put({_MAGIC: _VERSION, **times, "unreleased": history.unreleased, "taken": taken})
     for path, weight in sorted(history.weights.items()):
-        put({**path_fields(path), "weight": round(weight, 3)})
+        put({**path_fields(path), "weight": round(weight.misses, 3), "days": round(weight.days, 3)})
     for path, held in sorted(history.held.items()):
-        numbers = {"since_ns": held.since_ns, "seen_ns": held.seen_ns, "dropped_ns": held.dropped_ns}
-        put({**path_fields(path), **numbers, "trials": held.trials})
+        put({**path_fields(path), **{key: getattr(held, key) for key in Held.__slots__}})
     put({"rows": len(history.weights) + len(history.held)})
     return out.getvalue()
 
@@ -149,8 +167,9 @@ def write_history(path: bytes, history: History) -> None:
 
 
 def forget(history: History, least: float, until_ns: int) -> None:
-    """Forgets what weighs less than `least`, and directories that were dropped before a time."""
-    history.weights = {path: weight for path, weight in history.weights.items() if weight >= least}
-    gone = [path for path, held in history.held.items() if not held.since_ns and held.dropped_ns < until_ns]
+    """Forgets what has fewer misses than `least`, and directories that were dropped before a time."""
+    history.weights = {path: weight for path, weight in history.weights.items() if weight.misses >= least}
+    last = {path: max(held.dropped_ns, held.left_ns) for path, held in history.held.items() if not held.since_ns}
+    gone = [path for path, at_ns in last.items() if at_ns < until_ns]
     for path in gone:
         del history.held[path]

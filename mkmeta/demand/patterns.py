@@ -32,8 +32,8 @@ class Line(NamedTuple):
 
 def lines(cover: Cover, shape: Shape, *, max_cost: int | None = None) -> tuple[list[Line], list[Choice], Cover]:
     """Selection lines, best first; what cannot be written as one; and what is covered with what patterns take more."""
-    unwritable = [one for one in cover.chosen if not _is_writable(one.path)]
-    by_path = {one.path: one for one in cover.chosen if _is_writable(one.path)}
+    unwritable = [one for one in cover.chosen if not is_writable(one.path)]
+    by_path = {one.path: one for one in cover.chosen if is_writable(one.path)}
     groups = {tuple(map(_quoted, path.split(b"/"))): [path] for path in sorted(by_path, key=tree_order)}
     if not isinstance(shape, NoShape):
         others = {one.path: one for one in cover.others}
@@ -144,7 +144,7 @@ def _quoted(name: bytes) -> bytes:
     return _SPECIAL.sub(rb"\\\1", name)
 
 
-def _is_writable(path: bytes) -> bool:
+def is_writable(path: bytes) -> bool:
     """Whether a line of `--select-from` can say it: no line break, no white space at its ends, no `#` first."""
     line = b"/".join(map(_quoted, path.split(b"/")))
     return b"\n" not in line and line.strip(b" \t\r") == line and not line.startswith(b"#")

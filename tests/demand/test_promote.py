@@ -8,10 +8,7 @@ import io
 import itertools
 import json
 import os
-import random
-import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,132 +16,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
-from mkmeta.cli.pattern_file import parse_patterns
 from mkmeta.demand.history import (
     KEPT_MAX,
     TAKEN_MAX,
     Held,
     History,
     HistoryError,
+    Weight,
     decode,
     encode,
     read_history,
     write_history,
 )
-from mkmeta.demand.patterns import selected_by
 from mkmeta.demand.profile import Row
 from mkmeta.demand.promotion import Policy, decide, fade, take
 from mkmeta.demand.reading import Demand
-from mkmeta.demand.shape import Measure, Place
 from mkmeta.demand.spool import Spool
 from tests.demand.profiles import DAY_NS, age, make_profile, misses
+from tests.demand.site import Site
 from tests.store.processes import run_killed
-
-FILES = 40  # below a lib, in the simulation
-
-
-class Site:
-    """A volume in memory: products with releases, each with lib, bin and doc; a shape as `suggest` sees it."""
-
-    def __init__(self, products: int, releases: int) -> None:
-        self.releases = {p: list(range(releases)) for p in range(products)}
-        self.products = [b"p%d" % p for p in range(products)]
-
-    def place(self, path: bytes) -> Place | None:
-        names = path.split(b"/") if path else []
-        for depth in range(len(names)):
-            if names[depth] not in self.directories(b"/".join(names[:depth])):
-                return Place(b"/".join(names[:depth]), names[depth])
-        return Place(path, None)
-
-    def measure(self, path: bytes) -> Measure:
-        depth = path.count(b"/")
-        return Measure(1, "releases appear in it") if depth < 2 or not path else Measure(FILES * (4 - depth), None)
-
-    def directories(self, path: bytes) -> list[bytes]:
-        names = path.split(b"/") if path else []
-        if len(names) == 2:
-            return [b"v%d" % n for n in self.releases[int(names[1][1:])]]
-        if len(names) == 3:
-            return [b"bin", b"lib"]
-        return {0: [b"grp"], 1: self.products}.get(len(names), [])
-
-    def others(self, path: bytes) -> list[bytes]:
-        return []
-
-    def size(self, path: bytes) -> int | None:
-        return None
-
-
-def simulate(products: int, releases: int, apps: int, hosts: int, days: int, *, budget: int) -> Counter[bytes]:
-    """A site for so long; every day its hosts report what their servers heard. Returns how often each path changed."""
-    chance = random.Random(13)
-    site, history, policy = Site(products, releases), History(), Policy(budget=budget, cold_ns=20 * DAY_NS)
-    text = b""
-    shares, released, flips = [], [], Counter[bytes]()
-    running: list[list[tuple[int, int]]] = []
-
-    def app() -> list[tuple[int, int]]:
-        some = chance.sample(sorted(site.releases), min(products, 30))
-        return [(p, chance.choice(site.releases[p])) for p in some]
-
-    for day in range(1, days + 1):
-        if not running:
-            running = [app() for _ in range(apps)]
-        if day % 5 == 0:
-            running[chance.randrange(apps)] = app()
-        if day % 3 == 0:
-            product = chance.randrange(products)
-            site.releases[product].append(site.releases[product][-1] + 1)
-        now = day * DAY_NS
-        fade(history, now, policy)
-        served = selected_by(parse_patterns(text), site)
-        asked = local = 0
-        for number, times in sorted(Counter(chance.randrange(apps) for _ in range(hosts)).items()):
-            demand, count = Demand(), 100 * times  # hosts with the same program report the same
-            for product, release in running[number]:
-                path = b"grp/p%d/v%d/lib" % (product, release)
-                asked += count
-                if path in served or path.rpartition(b"/")[0] in served:
-                    local += count
-                else:
-                    demand.directories[path] = [count, 0, 0, 0, 0, count, 0, 0]
-            take(history, demand, site)
-        shares.append(local / asked)
-        outcome = decide(history, site, set(), policy, served)
-        assert sum(one.cost for one in outcome.selected) <= policy.budget
-        assert all(site.measure(one.path).refused is None for one in outcome.selected)
-        flips.update(change.path for change in outcome.changes)
-        after = b"".join(sorted(line.pattern + b"\n" for line in outcome.lines))
-        assert selected_by(parse_patterns(after), site) == {one.path for one in outcome.selected}, (
-            "the lines say what is selected"
-        )
-        released.append(after != text)
-        text = after
-    sys.stdout.write(f"shares {[round(share, 2) for share in shares]}\nreleases {sum(released)}\n")
-    wanted = len({one for parts in running for one in parts}) * FILES
-    if budget > 2 * wanted:
-        assert min(shares[5:]) > 0.8 and sum(shares[5:]) / len(shares[5:]) > 0.95  # a new program is news for a day
-        assert sum(released[5:]) <= len(released[5:]) * 0.8
-    else:
-        assert sum(shares[5:]) / len(shares[5:]) > 0.8 * budget / wanted
-    return flips
-
-
-def test_a_month_of_a_site() -> None:
-    flips = simulate(products=60, releases=4, apps=6, hosts=20, days=30, budget=60 * 4 * FILES * 4)
-    assert max(flips.values()) <= 3, "nothing comes and goes"
-
-
-def test_a_month_with_too_little_room() -> None:
-    flips = simulate(products=60, releases=4, apps=6, hosts=20, days=30, budget=30 * FILES)
-    assert max(flips.values()) <= 6, "nothing comes and goes all the time"
-
-
-@pytest.mark.slow
-def test_a_month_of_a_large_site() -> None:
-    flips = simulate(products=300, releases=10, apps=20, hosts=2000, days=30, budget=1_000_000)
-    assert max(flips.values()) <= 3
 
 
 def test_cold_goes_on_trial_and_twice_as_late_the_next_time() -> None:
@@ -180,7 +70,9 @@ def test_what_is_gone_or_would_hide_something_goes_at_once() -> None:
     assert history.selected() == {b"grp/p2/v1/lib"}
 
 
-HISTORY = History(7, {b"a/\xff": 1.5, b"b": 2.5}, {b"a": Held(1, 2, 3, 4)}, [(b"x", 1, 2)], unreleased=True)
+HISTORY = History(
+    7, {b"a/\xff": Weight(1.5, 2.0), b"b": Weight(2.5, 1.0)}, {b"a": Held(1, 2, 3, 4, 5, 6)}, [(b"x", 1, 2)], True, 8
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
@@ -279,7 +171,7 @@ def test_a_run(volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     release = f'cat "$MKMETA_SELECTION" >>{ran}'
     promote(tmp_path, "--dry-run")
     assert sorted(os.listdir(tmp_path)) == ["spool", "sw"], "a dry run leaves nothing"
-    assert "+ grp/paint/v1/lib: 100 misses, 1 inodes" in capsys.readouterr().out
+    assert "+ grp/paint/v1/lib: 100 misses a day, 1 inodes" in capsys.readouterr().out
     promote(tmp_path, "--run", release + "; exit 7", code=1)
     assert os.listdir(tmp_path / "spool") == [".b.profile"]
     assert selection(tmp_path) == ["grp/paint/v1/lib"]
@@ -314,7 +206,7 @@ def test_a_hostile_spool(volume: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert sorted(os.listdir(spool)) == ["directory.profile", "other"]
     assert Path("/etc/passwd").exists()
     with (tmp_path / "history").open("rb") as stream:
-        assert sum(decode(stream).weights.values()) <= 1_000_001
+        assert sum(weight.misses for weight in decode(stream).weights.values()) <= 1_000_001
 
 
 def test_killed_at_any_moment(tmp_path: Path) -> None:
@@ -331,7 +223,8 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         assert selection(top) == ["grp/paint/v*/lib"]
         with (top / "history").open("rb") as stream:
             history = decode(stream)
-        assert history.weights == {b"grp/paint/v1/lib": pytest.approx(64, abs=1)} and history.taken == []
+        assert history.weights.keys() == {b"grp/paint/v1/lib"} and history.taken == []
+        assert history.weights[b"grp/paint/v1/lib"].misses == pytest.approx(64, abs=1)
         assert os.listdir(top / "spool") == []
         if not killed:
             break
