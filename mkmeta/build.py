@@ -98,6 +98,7 @@ def build(
         def builder(report: Report) -> _Builder:
             lookup = LinkLookup(reader) if links else None
             writer = sink.writer(report.counts, lookup, contents)
+            report.settle = writer.settle
             return _Builder(plan, None if sink.links_in_place else lookup, contents, writer)
 
         if sink.ordered:

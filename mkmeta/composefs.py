@@ -65,7 +65,7 @@ def build_dump(
         tree.read(text, progress)
         chosen = int(tree.whiteouts) if version is None else version
         with Assembly(jobs=jobs, composefs=chosen) as assembly:
-            collector = Collector(0, assembly.part(), forked=False)
+            collector = Collector(0, assembly.part())
             root = tree.collect(collector, chosen)
             digest, size = assembly.write(root, destination.output())
     return DumpImage(

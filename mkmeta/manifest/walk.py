@@ -56,6 +56,7 @@ class Report:
     def __init__(self, flush: Callable[[], None]) -> None:
         self.counts: Counter[str] = Counter()  # what was done; `walk` returns the sum of all
         self.items: list[Any] = []
+        self.settle: Callable[[], None] = _nothing  # called before each message: what it is about must be there by then
         self._flush = flush
 
     def tell(self, item: object) -> None:
@@ -63,6 +64,10 @@ class Report:
         self.items.append(item)
         if len(self.items) >= _ITEMS_MAX:
             self._flush()
+
+
+def _nothing() -> None:
+    pass
 
 
 class Visitor(Protocol):
@@ -231,6 +236,7 @@ class _Walker:
 
     def _reply(self, left: list[_Slice] | None = None) -> None:
         report = self._report
+        report.settle()
         self._send(_Reply(self._entries, report.items, Counter(report.counts), left))
         self._entries, report.items = 0, []
         report.counts.clear()

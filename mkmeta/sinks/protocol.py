@@ -63,6 +63,9 @@ class Writer(Protocol):
         A directory among the children is written later; in a sink that is not ordered, by whoever has the time.
         """
 
+    def settle(self) -> None:
+        """Sees to it that other processes find what it has written. Called before they are told of it."""
+
 
 class Sink(Protocol):
     """One output."""

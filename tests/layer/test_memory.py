@@ -44,6 +44,7 @@ class Nowhere:
     def writer(self, counts, links, contents): return self
     def directory(self, path, node, children):
         for _ in children: pass
+    def settle(self): pass
     def links(self, rows):
         for _ in rows: pass
     def finish(self, root, counts): return Published("none")

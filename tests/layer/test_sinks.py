@@ -35,6 +35,7 @@ class Listing:
         self.calls: list[tuple[str, object]] = []
         self.nodes: dict[bytes, PlannedNode] = {}
         self.directories: list[bytes] = []
+        self.settled = 0
 
     def __enter__(self) -> Self:
         return self
@@ -60,10 +61,14 @@ class Listing:
             self.nodes[path + b"/" + child.name if path else child.name] = child
         assert names == sorted(names)
 
+    def settle(self) -> None:
+        self.settled = len(self.directories)
+
     def links(self, rows: Iterable[PrimaryRow | LinkRow]) -> None:
         self.calls += [(type(row).__name__, row.path) for row in rows]
 
     def finish(self, root: PlannedNode, counts: Counter[str]) -> Published:
+        assert self.settled == len(self.directories), "all that was written is there before anybody is told"
         self.calls.append(("finish", counts["writers"]))
         return Published("none")
 

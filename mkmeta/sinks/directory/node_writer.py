@@ -63,6 +63,9 @@ class NodeWriter:
         finally:
             os.close(fd)
 
+    def settle(self) -> None:
+        """The kernel has it all."""
+
     def _fill(self, path: bytes, children: Iterable[PlannedNode]) -> int:
         """Creates what is in a directory. Returns it open."""
         try:

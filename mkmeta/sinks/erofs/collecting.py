@@ -85,10 +85,9 @@ class Part:
 class Collector:
     """Takes the nodes of one directory after the other, in one process."""
 
-    def __init__(self, number: int, part: Part, *, forked: bool) -> None:
-        """`number`: of the part. `forked`: another process is to read what this one has collected, whenever it ends."""
+    def __init__(self, number: int, part: Part) -> None:
+        """`number`: of the part."""
         self._number = number
-        self._forked = forked
         self._part = part
         self._names: list[bytes] = []
         self._types = bytearray()
@@ -165,9 +164,11 @@ class Collector:
             part.records.append_piece(node_order(path) + b"\0" + _RECORD.pack(*record))
         except OSError as error:
             raise temporary_space_error(error) from None
-        if self._forked:
-            part.flush()
         self._reset()
+
+    def settle(self) -> None:
+        """Lets another process read what was collected, whenever this one ends. Raises MkmetaError."""
+        self._part.flush()
 
     def _flush(self, *, last: bool = False) -> None:
         names, types, heads, part = self._names, self._types, self._heads, self._part

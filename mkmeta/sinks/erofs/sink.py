@@ -68,7 +68,7 @@ class ErofsSink:
     def writer(self, counts: Counter[str], links: LinkLookup | None, contents: Contents | None) -> RowWriter:
         """For a worker process, or this one."""
         number = os.read(self._tickets, 1)[0]
-        collector = Collector(number, self._parts[number], forked=True)
+        collector = Collector(number, self._parts[number])
         return RowWriter(collector, links, contents, counts, exact=self._assembly.composefs is not None)
 
     def links(self, rows: Iterable[PrimaryRow | LinkRow]) -> None:
@@ -115,6 +115,10 @@ class RowWriter:
             at = 0 if child.content == NO_CONTENT else self._content(child, prefix)
             add(child.name, TYPES[mode & TYPE_MASK], make_row(child, prefix, nlink, key, at, exact=exact))
         collector.end(path)
+
+    def settle(self) -> None:
+        """Writes what was collected to the temporary files. Raises MkmetaError when there is no room for them."""
+        self._collector.settle()
 
     def _content(self, node: PlannedNode, prefix: bytes) -> int:
         """Keeps the content of a file that is whole. Raises FormatError when the manifest is damaged."""
