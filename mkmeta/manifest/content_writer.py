@@ -7,6 +7,7 @@ manifests, the donors, frames are taken as they are if all in them stays. Memory
 from __future__ import annotations
 
 import contextlib
+import mmap
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _PLACED = struct.Struct(">IIIB32s")  # frame, offset, length, whether it stays, name; sorts as bytes do
 _FRAME_BYTES: Final = 4
+_SLOTS: Final = 1 << 21  # contents remembered, eight bytes each; what a content that was forgotten costs is its bytes
+_KEY_BYTES: Final = 8
 COMPRESSION_LEVEL: Final = 3  # as for objects; what is read at every start of a program should be read fast
 
 
@@ -38,6 +41,26 @@ class ContentFrame(NamedTuple):
     size: int  # bytes, decompressed
     digests: bytes  # of the contents in it, one after the other
     lengths: list[int]  # of the same; they follow each other
+
+
+class Claims:
+    """Remembers which contents were taken, in 16 MiB whatever their number, which processes forked later share.
+
+    One may be forgotten for another, and is then taken once more; never does one pass for another that has not the
+    same eight bytes in its digest.
+    """
+
+    def __init__(self) -> None:
+        self._keys = mmap.mmap(-1, _SLOTS * _KEY_BYTES)
+
+    def claim(self, digest: bytes) -> bool:
+        """Whether a content is still to be taken; it is from now on taken, by who asked."""
+        place = int.from_bytes(digest[_KEY_BYTES : 2 * _KEY_BYTES], "little") % _SLOTS * _KEY_BYTES
+        key = digest[:_KEY_BYTES]
+        if self._keys[place : place + _KEY_BYTES] == key:
+            return False
+        self._keys[place : place + _KEY_BYTES] = key
+        return True
 
 
 class FramePacker:

@@ -6,7 +6,6 @@ far as a table that all workers share remembers; the writer finds one that was t
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
@@ -14,13 +13,11 @@ from typing import Final, NamedTuple
 from mkmeta.codec.container import CONTENT_SIZE_MAX
 from mkmeta.errors import UsageError
 from mkmeta.manifest.content_walk import is_public
-from mkmeta.manifest.content_writer import ContentFrame, FramePacker
+from mkmeta.manifest.content_writer import Claims, ContentFrame, FramePacker
 from mkmeta.manifest.contents import Contents
 from mkmeta.model import DigestName
 from mkmeta.pattern import Patterns, State
 
-_SLOTS: Final = 1 << 21  # contents remembered, eight bytes each; what a content that was forgotten costs is its bytes
-_KEY_BYTES: Final = 8
 _NO_RULE: Final = -1
 _CLOSED_MAX: Final = 1000  # paths that wait until they are handed on
 
@@ -46,7 +43,7 @@ class Inlining:
         self._everything = everything
         self._base = base
         self._patterns = Patterns([pattern or b"**" for pattern, _ in rules])
-        self._taken = mmap.mmap(-1, _SLOTS * _KEY_BYTES)
+        self._claims = Claims()
         if base is not None:
             base.prepare()
 
@@ -105,12 +102,7 @@ class Inlining:
 
     def claim(self, digest: bytes) -> bool:
         """Whether a content is still to be taken; it is from now on taken, by who asked."""
-        place = int.from_bytes(digest[_KEY_BYTES : 2 * _KEY_BYTES], "little") % _SLOTS * _KEY_BYTES
-        key = digest[:_KEY_BYTES]
-        if self._taken[place : place + _KEY_BYTES] == key:
-            return False
-        self._taken[place : place + _KEY_BYTES] = key
-        return True
+        return self._claims.claim(digest)
 
 
 class Collector:

@@ -19,7 +19,7 @@ from mkmeta.codec.info import Info
 from mkmeta.codec.objects import encode_entry, xattr_problem
 from mkmeta.digest import ContentDigest, ObjectId, VerityDigest, verity_digest
 from mkmeta.errors import FormatError, printable
-from mkmeta.manifest.content_writer import ContentWriter, FramePacker
+from mkmeta.manifest.content_writer import Claims, ContentWriter, FramePacker
 from mkmeta.manifest.cursor import counts_of
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import (
@@ -146,6 +146,7 @@ class _Assembler:
         self._lines = lines
         self._plan = plan
         self._packer = FramePacker()
+        self._claims = Claims()
 
     def run(self) -> None:
         """Puts the tree together. Raises FormatError."""
@@ -228,7 +229,7 @@ class _Assembler:
             return None, VerityDigest(entry.digest)
         verity = verity_digest(content)
         blake = ContentDigest(blake3(content).digest()) if DigestName.BLAKE3 in self._plan.digests else None
-        if content:
+        if content and self._claims.claim(blake or verity):
             frame = self._packer.add(blake or verity, content)
             if frame is not None:
                 self._writer.manifest.add_contents(frame)

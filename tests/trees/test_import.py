@@ -189,3 +189,20 @@ def test_any_text(tmp_path: Path, text: bytes) -> None:
         imported(text, tmp_path / "m.mkm")
     except FormatError as error:
         assert error.message
+
+
+def test_equal_contents_are_there_once(tmp_path: Path) -> None:
+    """In frames too: nothing of what many files have in common is stored a second time."""
+    shared = [os.urandom(5000) for _ in range(3)]
+    text = lines(
+        *(
+            b"/%d 5000 100644 %s - %s -" % (number, PLAIN, b"".join(b"\\x%02x" % byte for byte in shared[number % 3]))
+            for number in range(60)
+        )
+    )
+    imported(text, tmp_path / "m.mkm")
+    with ManifestReader.open(str(tmp_path / "m.mkm")) as reader:
+        contents = reader.contents
+        assert contents is not None and len(contents) == 3
+        assert all(contents.find(node) >= 0 for _, node in reader.walk() if isinstance(node, RegularFile))
+    assert (tmp_path / "m.mkm").stat().st_size < 3 * 5000 + 20_000

@@ -33,7 +33,7 @@ from mkmeta.codec.erofs import (
 from mkmeta.digest import VerityDigest, VerityHasher
 from mkmeta.errors import BuildError, MkmetaError
 from mkmeta.sinks.erofs.collecting import LINK, PARENT, SELF, DirectoryRecord, Names
-from mkmeta.sinks.erofs.nodes import DIRECTORY, REGULAR, SYMLINK, TYPE_MASK, Body, Head
+from mkmeta.sinks.erofs.nodes import DIRECTORY, HOLES, REGULAR, SYMLINK, TYPE_MASK, Body, Head
 from mkmeta.sinks.erofs.placing import Milestone, Places, Tree, is_small, settle
 from mkmeta.workers import WorkerPool, messages
 
@@ -113,7 +113,7 @@ class Image:
         for index, parent, heads, bodies in self._chunks(start, stop):
             shares = shared.size and (not number or shared.may_be_in(parent))
             for head, body in zip(heads, bodies, strict=True):
-                mode, nlink, _, _, mtime, mtime_ns, size, is_array, blocks, tail, _ = head
+                mode, nlink, _, _, mtime, mtime_ns, size, source, blocks, tail, _ = head
                 unit, target, content, name_filter, entries, _ = body
                 kind = mode & TYPE_MASK
                 if kind == DIRECTORY:
@@ -133,9 +133,14 @@ class Image:
                 if kind == SYMLINK or BLOCK - (at + fixed) % BLOCK < tail:
                     _, more, tail = settle(at, fixed, tail, is_link=kind == SYMLINK, exact=exact)
                     blocks += more
+                is_array = source == HOLES
+                is_written = True
                 if blocks:  # of an array, mkcomposefs writes the chunk format over its number
                     block = data.at // BLOCK
                     unit = block & 0xFFFF0000 | unit if is_array else block
+                    if source > 0:  # equal contents are in the blocks of the first
+                        unit = self._data_at // BLOCK + self._places.contents[source - 1] - 1
+                        is_written = unit == block
                 end = b""
                 if kind == DIRECTORY:
                     end = self._directory(record, number, self._places.directories[index], child, data, tail=tail)
@@ -152,7 +157,7 @@ class Image:
                 elif kind != REGULAR:
                     size = 0
                 elif size:
-                    end = self._content(parent.part, content, size, tail, data)
+                    end = self._content(parent.part, content, size, tail, data if is_written else None)
                 inode = self._inode(head, nlink, size, unit, number, len(xattrs), tail, extended=extended)
                 inodes.append(bytes(at - inodes.at) + inode + xattrs + end)
                 assert inodes.at == at + fixed + tail
@@ -178,19 +183,22 @@ class Image:
         self, head: Head, nlink: int, size: int, unit: int, number: int, xattrs: int, tail: int, *, extended: bool
     ) -> bytes:
         """An inode, without its xattrs."""
-        mode, _, uid, gid, seconds, nanoseconds, _, is_array, *_ = head
-        layout = inode_format(CHUNK_BASED if is_array else FLAT_INLINE if tail else FLAT_PLAIN, extended=extended)
+        mode, _, uid, gid, seconds, nanoseconds, _, source, *_ = head
+        layout = inode_format(
+            CHUNK_BASED if source == HOLES else FLAT_INLINE if tail else FLAT_PLAIN, extended=extended
+        )
         count = (xattrs - XATTR_HEADER) // 4 + 1 if xattrs else 0
         if extended:
             return EXTENDED.pack(layout, count, mode, 0, size, unit, number, uid, gid, seconds, nanoseconds, nlink)
         return COMPACT.pack(layout, count, mode, nlink, size, 0, unit, number, uid, gid, 0)
 
-    def _content(self, part: int, at: int, size: int, tail: int, data: _Stream) -> bytes:
-        """Writes the data blocks of a file with content. Returns its tail."""
+    def _content(self, part: int, at: int, size: int, tail: int, data: _Stream | None) -> bytes:
+        """Writes the data blocks of a file with content; None: another file's are its own. Returns its tail."""
         whole = size - tail
-        for start in range(0, whole, _PIECE):
-            data.append(self._tree.collection.content(part, at + start, min(_PIECE, whole - start)))
-        data.skip(_up(whole) - whole)
+        if data is not None:
+            for start in range(0, whole, _PIECE):
+                data.append(self._tree.collection.content(part, at + start, min(_PIECE, whole - start)))
+            data.skip(_up(whole) - whole)
         return self._tree.collection.content(part, at + whole, tail)
 
     def _directory(

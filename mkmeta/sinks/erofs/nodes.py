@@ -23,6 +23,8 @@ TYPE_MASK: Final = 0o170000  # S_IFMT
 REGULAR: Final = stat.S_IFREG
 DIRECTORY: Final = stat.S_IFDIR
 SYMLINK: Final = stat.S_IFLNK
+HOLES: Final = -1  # an array of chunks that are none
+OWN_DATA: Final = 0  # or it has none
 _ACL_HEADS: Final = (b"\0\2", b"\0\3")  # of entries
 _TAIL_MAX: Final = BLOCK // 2  # bytes; a longer rest of a file or directory gets a block of its own
 _ALL_ABSENT: Final = 0xFFFFFFFF  # the filter of a node without xattrs
@@ -35,7 +37,7 @@ Head = tuple[
     int,  # mtime: seconds, signed
     int,  # mtime: nanoseconds
     int,  # size
-    bool,  # whether it is an array of chunks
+    int,  # what its data is: HOLES, OWN_DATA, or 1 + the number of a content, whose blocks all share that have it
     int,  # data blocks
     int,  # bytes of the tail
     int,  # bytes of its xattrs, if none is shared
@@ -68,18 +70,18 @@ def xattr_entries(xattrs: Iterable[Xattr]) -> tuple[int, int, tuple[bytes, ...]]
     return _ALL_ABSENT ^ bits, size if entries else 0, entries
 
 
-def layout_of(mode: int, size: int, *, content: bool) -> tuple[int, bool, int, int]:
-    """Chunk format, whether it has one, data blocks and bytes of the tail, of what is no directory."""
+def layout_of(mode: int, size: int, *, content: bool) -> tuple[int, int, int, int]:
+    """Chunk format, what its data is, data blocks and bytes of the tail, of what is no directory."""
     kind = mode & TYPE_MASK
     if kind != REGULAR or not size:
-        return 0, False, 0, size if kind == SYMLINK else 0
+        return 0, OWN_DATA, 0, size if kind == SYMLINK else 0
     if content:
         blocks, tail = divmod(size, BLOCK)
-        return (0, False, blocks + 1, 0) if tail > _TAIL_MAX else (0, False, blocks, tail)
+        return (0, OWN_DATA, blocks + 1, 0) if tail > _TAIL_MAX else (0, OWN_DATA, blocks, tail)
     if size <= BLOCK:
-        return 0, True, 0, len(HOLE)
+        return 0, HOLES, 0, len(HOLE)
     bits = chunk_bits(size)
-    return bits - BLOCK_BITS, True, 0, len(HOLE) * -(-size >> bits)
+    return bits - BLOCK_BITS, HOLES, 0, len(HOLE) * -(-size >> bits)
 
 
 def last_block(used: int) -> tuple[int, int]:

@@ -82,6 +82,7 @@ class Places:
         """`parts`: how many parts the nodes are to be divided into. Raises BuildError when there are too many nodes."""
         self.nids = array("I")  # of each node
         self.directories = array("I")  # of each directory: the number of the node it is
+        self.contents = array("Q")  # of each content in blocks, by number: where the first block is, from 1; 0: nowhere
         self.linked = array("I")  # of each further name, in the order of directories: the number of the node
         self.milestones = [Milestone(0, 0, INODES_OFFSET, 0, 1, 0, 0)]  # between parts, and before and after all
         self._tree = tree
@@ -129,7 +130,7 @@ class Places:
         exact, shared = self._tree.exact, self._tree.shared
         append = self.nids.append
         for place, head in enumerate(heads):
-            mode, nlink, _, _, mtime, mtime_ns, size, _, more, tail, xattrs = head
+            mode, nlink, _, _, mtime, mtime_ns, size, data, more, tail, xattrs = head
             if bodies is not None:
                 entries, key = bodies[place][4:]
                 if key:
@@ -146,6 +147,8 @@ class Places:
                 links += record.links
                 more, tail = record.blocks, record.tail
                 nlink, size = 2 + record.directories, more * BLOCK + tail
+            elif data > 0 and more and not self._is_first(data, blocks):
+                more = 0
             if mtime_ns == nanoseconds and mtime == seconds and is_small(head, nlink, size):
                 fixed = COMPACT.size + xattrs
             else:
@@ -162,6 +165,16 @@ class Places:
             number += 1
             blocks += more
         return Milestone(0, number, end, directories, children, links, blocks)
+
+    def _is_first(self, data: int, block: int) -> bool:
+        """Whether a content is not yet in blocks; from `block` on, it is from now on."""
+        contents = self.contents
+        if data > len(contents):
+            contents.frombytes(bytes(contents.itemsize * (data + data // 8 - len(contents))))
+        if contents[data - 1]:
+            return False
+        contents[data - 1] = block + 1
+        return True
 
     def _link(self, keys: ExternalSorter) -> None:
         """Finds out which nodes further names name."""

@@ -29,6 +29,7 @@ _COMPOSEFS_XATTRS_MAX: Final = 32767  # bytes of a node's, as mkcomposefs counts
 _COMPOSEFS_XATTR: Final = 7  # bytes it counts for each, beside name and value
 _PERMISSIONS: Final = 0o777  # that an ACL is about
 _USER: Final = b"user."
+_KEPT_MAX: Final = 1 << 15  # contents whose place a process remembers
 
 
 class ErofsSink:
@@ -98,6 +99,7 @@ class RowWriter:
         self._contents = contents
         self._counts = counts
         self._exact = exact
+        self._kept: dict[int, int] = {}  # where contents are, by number, of some
 
     def directory(self, path: bytes, node: PlannedNode, children: Iterator[PlannedNode]) -> None:
         """Collects what is in the directory at `path`. Raises BuildError for what an image cannot hold."""
@@ -122,11 +124,16 @@ class RowWriter:
 
     def _content(self, node: PlannedNode, prefix: bytes) -> int:
         """Keeps the content of a file that is whole. Raises FormatError when the manifest is damaged."""
-        assert self._contents is not None
-        data = self._contents.read(node.content, prefix + node.name)
+        assert self._contents is not None and type(node.inode) is RegularFile
         self._counts[WHOLE] += 1
-        self._counts[WHOLE_BYTES] += len(data)
-        return self._collector.content(data)
+        self._counts[WHOLE_BYTES] += node.inode.size
+        at = self._kept.get(node.content)
+        if at is None:
+            at = self._collector.content(self._contents.read(node.content, prefix + node.name))
+            if len(self._kept) >= _KEPT_MAX:
+                self._kept.clear()
+            self._kept[node.content] = at
+        return at
 
 
 def make_row(node: PlannedNode, prefix: bytes, nlink: int, key: bytes, at: int = 0, *, exact: bool) -> Row:
@@ -154,9 +161,11 @@ def make_row(node: PlannedNode, prefix: bytes, nlink: int, key: bytes, at: int =
     if xattr_bytes > XATTRS_MAX:
         raise BuildError(f"its xattrs take {xattr_bytes} bytes, an image takes {XATTRS_MAX}", path=prefix + name)
     seconds, nanoseconds = divmod(inode.mtime_ns, NS)
-    chunk_format, chunks, blocks, tail = layout_of(mode, size, content=content != NO_CONTENT)
+    chunk_format, data, blocks, tail = layout_of(mode, size, content=content != NO_CONTENT)
+    if content != NO_CONTENT and not exact:
+        data = 1 + content
     head = (
-        mode, nlink, inode.uid, inode.gid, seconds, nanoseconds, size, chunks, blocks, tail, xattr_bytes,
+        mode, nlink, inode.uid, inode.gid, seconds, nanoseconds, size, data, blocks, tail, xattr_bytes,
     )  # fmt: skip
     return head, (device or chunk_format, target, at, bits, entries, key)
 
