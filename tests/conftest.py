@@ -97,6 +97,11 @@ def _fs_verity(scratch: Path) -> bool:
     )
 
 
+def _histogram_triggers() -> bool:
+    """Whether this kernel counts in histograms what its NFS client asks: CONFIG_HIST_TRIGGERS, and the modules."""
+    return Path("/sys/kernel/tracing/events/nfs/nfs_lookup_exit/hist").exists()
+
+
 def _living_systemd(scratch: Path) -> bool:
     """Whether systemd can be the first process of namespaces of its own, as tests/systemd/boot.sh makes them."""
     script = f"mount -t cgroup2 cgroup {scratch}/top"
@@ -121,7 +126,8 @@ def _probe() -> dict[str, bool]:
             "fs-verity": root and _fs_verity(scratch),
             "living systemd": root and _living_systemd(scratch),
             "rez": Path(sys.executable).with_name("rez-release").exists(),
-            "NFS sandbox": root and "MKMETA_NFS_SANDBOX" in os.environ,  # set by tests/uml/guest.py
+            "NFS sandbox": root and "MKMETA_NFS_SANDBOX" in os.environ,  # set by tests/uml/guest.py, tests/vm/guest.py
+            "histogram triggers": root and _histogram_triggers(),
         }
         tools = (
             "rsync",

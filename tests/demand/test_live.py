@@ -108,6 +108,7 @@ def tracefs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 os.rmdir(f"{directory}/{name}")
         remove(self)
 
+    monkeypatch.setattr(histograms, "_REMOVE", "rm -r")  # what holds files is no directory that rmdir removes
     monkeypatch.setattr(Path, "mkdir", mkdir)
     monkeypatch.setattr(Path, "rmdir", rmdir)
     return top

@@ -19,8 +19,9 @@ Connect = Callable[..., Client]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
     for name, values in (("version", VERSIONS), ("profile", PROFILES)):
-        if name in metafunc.fixturenames:
+        if name in metafunc.fixturenames and name not in chosen:
             metafunc.parametrize(name, values)
 
 

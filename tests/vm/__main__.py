@@ -1,6 +1,6 @@
-"""Runs pytest in a virtual machine whose kernel, Debian's 6.12, has fs-verity, which this machine's may lack.
+"""Runs pytest in a virtual machine whose kernel, Debian's 6.12, has what this machine's may lack.
 
-    python -m tests.vm                            the fs-verity tests, and those of the mount profiles
+    python -m tests.vm                            what needs fs-verity or histograms, and the mount profiles
     python -m tests.vm -x -k require              what is not known here goes to pytest
     python -m tests.vm tests/mounts               other tests on that kernel
 
@@ -37,16 +37,21 @@ TOOLS: Final = (
     ("mkfs.ext4", "e2fsprogs"),
     ("rsync", "rsync"),
     ("getfattr", "attr"),
+    ("rpc.mountd", "nfs-kernel-server"),
+    ("mount.nfs", "nfs-common"),
+    ("rpcbind", "rpcbind"),
+    ("ip", "iproute2"),
 )
 TESTS: Final = (  # where none are named; 6.12 does not take layers by descriptor, as the newest kernels do
     "tests/verity",
+    "tests/nfs/test_histograms.py",
     "tests/host/test_doctor_verity.py",
     "tests/host/test_profiles.py",
     "tests/mounts/test_overlay.py",
     "tests/systemd",
 )
 # The guest mounts on these: nothing below them on this machine is seen inside
-COVERED: Final = ("/dev", "/proc", "/sys", "/run")
+COVERED: Final = ("/dev", "/proc", "/sys", "/run", "/var/lib/nfs")
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 EX_UNAVAILABLE, EX_SOFTWARE, TIMED_OUT = os.EX_UNAVAILABLE, os.EX_SOFTWARE, 124  # the last is that of timeout(1)

@@ -21,7 +21,9 @@ MOUNTS: Final = (
     ("devtmpfs", "/dev", ""),
     ("proc", "/proc", ""),
     ("sysfs", "/sys", ""),
+    ("tracefs", "/sys/kernel/tracing", ""),
     ("tmpfs", "/run", "mode=755,size=80%"),
+    ("tmpfs", "/var/lib/nfs", "mode=755"),
 )
 TEMPORARY: Final = "/run/tmp"
 # tests/conftest.py: without these most tests would be skipped, and nobody would notice
@@ -34,6 +36,8 @@ MUST_HAVE: Final = (
     "fs-verity",
     "rsync",
     "living systemd",
+    "NFS sandbox",
+    "histogram triggers",
 )
 RB_POWER_OFF: Final = 0x4321FEDC  # linux/reboot.h
 
@@ -52,6 +56,7 @@ def main() -> None:
         _mount("tmpfs", "tmpfs", "/dev/shm")
         _mount("devpts", "devpts", "/dev/pts")
         _mount("9p", "work", job["work"], "trans=virtio,version=9p2000.L,cache=none")
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         _write(Path(job["work"]) / "status", str(_pytest(job)))
     except BaseException:
         traceback.print_exc()
@@ -82,6 +87,7 @@ def _pytest(job: dict[str, Any]) -> int:
         "TMPDIR": TEMPORARY,
         "PYTHONDONTWRITEBYTECODE": "1",
         "HYPOTHESIS_STORAGE_DIRECTORY": f"{TEMPORARY}/hypothesis",
+        "MKMETA_NFS_SANDBOX": "1",  # tests/conftest.py: this kernel's NFS server belongs to the tests
     }
     tests = subprocess.Popen(job["pytest"], env=environment)
     while True:
