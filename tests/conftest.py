@@ -146,6 +146,7 @@ def _probe() -> dict[str, bool]:
             "gcc",
             "fish",
             "zsh",
+            "chromedriver",
         )
         return found | {
             tool: shutil.which(tool) is not None

@@ -8,7 +8,6 @@ import random
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from mkmeta.__main__ import main
 from mkmeta.demand.cover import Candidate, Choice, Cover, Hot, _exact, _greedy, choose, with_above
 from mkmeta.demand.patterns import lines, selected_by
-from mkmeta.demand.picture import squarified
 from mkmeta.demand.profile import Row
 from mkmeta.demand.shape import Measure, NoShape, Place, VolumeShape, is_version
 from tests.demand.profiles import age, make_profile, misses
@@ -255,38 +253,6 @@ def test_a_profile_from_stdin(
         assert main(["suggest", "-"]) == 0
         assert selected(capsys.readouterr().out) == ["a"]
         assert not stdin.closed
-
-
-class _Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        assert not any(name in ("src", "href") or name.startswith("on") for name, _ in attrs)
-
-
-def test_a_page_holds_no_markup_of_names(volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = "tools/<script>alert(1)<!--'\"&"
-    (volume / name).mkdir(parents=True)
-    age(volume)
-    page = tmp_path / "page.html"
-    suggest(tmp_path, [misses(name, 9), misses("plugins", 3)], capsys, "--root", str(volume), "--html", str(page))
-    parser = _Page()
-    parser.feed(page.read_text())
-    assert parser.tags.count("script") == 1 and parser.tags.count("rect") == 2
-    assert "<script>alert" not in page.read_text()
-
-
-@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=60))
-def test_rectangles_fill_the_picture(sizes: list[int]) -> None:
-    sizes.sort(reverse=True)
-    found = squarified(sizes, 300.0, 100.0)
-    assert len(found) == len(sizes)
-    for size, (x, y, width, height) in zip(sizes, found, strict=True):
-        assert width * height == pytest.approx(size * 30_000 / sum(sizes), rel=1e-6)
-        assert x > -1e-6 and x + width <= 300.0001 and y > -1e-6 and y + height <= 100.0001
 
 
 @pytest.mark.parametrize("name", ["v1", "1", "v1.2.3", "2024.1", "3.11rc1", "r12", "1_2-3", "v2beta"])
