@@ -20,10 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def console_script() -> int:
-    """`main` for a process of its own: sets up streams, and turns signals that end it into an orderly end."""
-    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not so with `nohup`, or `&` in sh
-    if interruptible:
+    """`main` for a process of its own: sets up streams, and turns signals that end it into an orderly end.
+
+    Those that whoever started it ignores stay ignored (`nohup`, `&` in sh), but for SIGCHLD: it waits for children.
+    """
+    ends = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if not _is_ignored(number)]
+    if signal.SIGINT in ends:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing yet to be put in order
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     from mkmeta.cli.streams import restart_in_utf8, set_up
 
     restart_in_utf8()
@@ -36,13 +40,11 @@ def console_script() -> int:
     code = 128
     try:
         try:
-            signal.signal(signal.SIGTERM, terminate)
-            signal.signal(signal.SIGHUP, terminate)
-            if interruptible:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number in ends:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else terminate)
             code = main()
         finally:  # nothing is left to be put in order
-            for number in (signal.SIGTERM, signal.SIGHUP, *([signal.SIGINT] if interruptible else [])):
+            for number in ends:
                 signal.signal(number, signal.SIG_DFL)
     except Terminated as stop:  # before `main` had begun to listen, or after it had ended
         code = 128 + stop.number
@@ -52,6 +54,10 @@ def console_script() -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
     return code
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 if __name__ == "__main__":

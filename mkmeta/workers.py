@@ -18,7 +18,7 @@ from typing import IO, Any, NoReturn, Self
 
 from mkmeta.errors import MkmetaError
 from mkmeta.linux.memory import give_back_large_buffers
-from mkmeta.linux.process import die_with_parent, ending_signals_held, release_ending_signals
+from mkmeta.linux.process import default_ending_signals, die_with_parent, ending_signals_held, release_ending_signals
 
 
 def available_processors() -> int:
@@ -120,9 +120,8 @@ def messages(connection: Connection) -> Iterator[Any]:
 
 def _run(main: Callable[[Connection], None], connection: Connection, inherited: list[Connection], parent: int) -> None:
     die_with_parent(parent)  # at once, not when it next looks at the pipe: what it holds open is locked
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    default_ending_signals()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it to stop
     release_ending_signals()
     for other in inherited:
         other.close()

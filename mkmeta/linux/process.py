@@ -42,6 +42,13 @@ def ending_signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def default_ending_signals() -> None:
+    """In a child: they end it at once, but for those that whoever started this program ignores."""
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def release_ending_signals() -> None:
     """Lets a child forked while they were held have them, once it has set its handlers."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
@@ -54,8 +61,7 @@ def fork_with(work: Callable[[int], None], ours: int, theirs: int) -> int:
         child = os.fork()
         if child == 0:
             try:
-                for number in _ENDING:
-                    signal.signal(number, signal.SIG_DFL)
+                default_ending_signals()
                 release_ending_signals()
                 die_with_parent(parent)
                 os.close(ours)

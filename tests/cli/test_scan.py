@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -264,22 +265,46 @@ def test_interrupted(scan: Scan, volume: Path, output: Path, number: signal.Sign
     assert os.listdir(output.parent) == []
 
 
-def test_started_with_interrupts_ignored(scan: Scan, volume: Path, output: Path) -> None:
-    """As `nohup mkmeta ... &` is: it stays deaf to them, as every program must."""
-    os.mkfifo(volume / "patterns")
-    command = [sys.executable, "-m", "mkmeta", "scan", str(volume), "-o", str(output), "--select-from"]
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        process = subprocess.Popen([*command, str(volume / "patterns")], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with (volume / "patterns").open("wb") as patterns:
-        process.send_signal(signal.SIGINT)
-        patterns.write(b"*\n")
-    _, errors = process.communicate(timeout=60)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_started_with_a_signal_ignored(volume: Path, output: Path, number: signal.Signals) -> None:
+    """As `nohup mkmeta ... &` is: it and its workers stay deaf to it, as every program must."""
+    for entry in range(1000):
+        (volume / f"grp/{entry}").touch()
+    output.parent.mkdir()
+    command: list[str | Path] = [sys.executable, "-m", "mkmeta", "scan", "-q", "-j2", volume, "-o", output]
+    with _ignored(number):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    while process.poll() is None:
+        os.killpg(process.pid, number)
+        time.sleep(0.01)
+    _, errors = process.communicate()
     assert process.returncode == 0, errors
     with ManifestReader.open(str(output)) as reader:
         check(reader)
+
+
+def test_started_without_news_of_children(volume: Path, output: Path, tmp_path: Path) -> None:
+    """A program that ignores SIGCHLD hands that on, and the kernel then waits for the children of this one."""
+    output.parent.mkdir()
+    commands: list[tuple[int, list[str | Path]]] = [
+        (0, ["scan", "-q", "-j", "2", volume, "-o", output]),
+        (0, ["build", "-q", "-j", "2", output, tmp_path / "layer"]),
+        (20, ["status", volume, "--run-dir", tmp_path]),
+    ]
+    for code, arguments in commands:
+        with _ignored(signal.SIGCHLD):
+            process = subprocess.Popen([sys.executable, "-m", "mkmeta", *arguments], stderr=subprocess.PIPE)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code, (arguments, errors)
+
+
+@contextlib.contextmanager
+def _ignored(number: signal.Signals) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def test_another_scan_to_the_same_file_is_not_disturbed(scan: Scan, output: Path) -> None:
