@@ -249,7 +249,7 @@ def _row(entry: DumpEntry, xattrs: Xattrs, collector: Collector, key: bytes) -> 
     mode, size, content = entry.mode, entry.size, entry.content
     at = collector.content(content) if content else 0
     bits, xattr_bytes, entries = xattr_entries(sorted(xattrs.items()))
-    chunk_format, data, blocks, tail = layout_of(mode, size, content=content is not None)
+    chunk_format, data, blocks, tail = layout_of(mode, size, content=content is not None, exact=True)
     target = entry.payload or b"" if mode & TYPE_MASK == SYMLINK else b""
     head = (
         mode, entry.nlink, entry.uid, entry.gid, entry.seconds, entry.nanoseconds, size, data, blocks, tail,

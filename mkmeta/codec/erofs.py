@@ -32,6 +32,8 @@ DOTS: Final = (b".", b"..")
 
 CHUNK_BITS_MAX: Final = BLOCK_BITS + 31
 HOLE: Final = b"\xff\xff\xff\xff"  # the address of a chunk that is none
+NO_BLOCK: Final = 0xFFFFFFFF  # in place of the first data block: there is none
+NO_BLOCK_SIZE_MAX: Final = 2**43  # bytes of such a file: fsck.erofs 1.5 counts blocks in 32 bits
 SIZE_MAX: Final = 2**53  # bytes of a file without content: as many chunks as a block has addresses, each of 2^43
 
 XATTR_HEADER: Final = 12  # bytes, struct erofs_xattr_ibody_header

@@ -71,6 +71,7 @@ def test_shows_what_plain_nfs_shows(host: NfsHost, every: str) -> None:
     assert host.leftovers() == []
 
 
+@pytest.mark.oldest
 def test_auto_is_what_the_kernel_can(host: NfsHost) -> None:
     host.release("v1", {"lib/one": OLD})
     host.publish()
@@ -337,7 +338,7 @@ def doctor(host: NfsHost) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("options", "levels"),
     [
-        ("", {"nfs-cto": "note", "nfs-attribute-cache": "note"}),
+        pytest.param("", {"nfs-cto": "note", "nfs-attribute-cache": "note"}, marks=pytest.mark.oldest),
         ("nocto,actimeo=3600", {"nfs-pointer": "note"}),
         ("noac", {"nfs-cto": "note", "nfs-attribute-cache": "warning"}),
         (

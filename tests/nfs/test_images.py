@@ -12,7 +12,7 @@ from tests.nfs.hosts import NfsHost
 from tests.nfs.test_mounts import differences
 from tests.nfs.volumes import make_volume
 
-pytestmark = [pytest.mark.nfs, pytest.mark.needs("NFS sandbox", "EROFS mounts")]
+pytestmark = [pytest.mark.nfs, pytest.mark.oldest, pytest.mark.needs("NFS sandbox", "EROFS mounts")]
 GAP = () if KERNEL >= (6, 5) else ("--allow-gap",)
 
 

@@ -3,6 +3,7 @@
     python -m tests.uml                               the NFS tests but for the slow, newest kernel
     python -m tests.uml -m nfs                        all of them
     python -m tests.uml --kernel 6.1 -x -k scan       another kernel; what is not known here goes to pytest
+    python -m tests.uml --kernel 5.10 -m oldest       the oldest kernel that Debian's mirrors have, and what it gains
     python -m tests.uml -m 'not slow' tests/layer  other tests on that kernel
 
 The guest's root filesystem is this machine's own, so the same files, interpreter and packages are used, with the rights

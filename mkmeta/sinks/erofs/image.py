@@ -33,7 +33,7 @@ from mkmeta.codec.erofs import (
 from mkmeta.digest import VerityDigest, VerityHasher
 from mkmeta.errors import BuildError, MkmetaError
 from mkmeta.sinks.erofs.collecting import LINK, PARENT, SELF, DirectoryRecord, Names
-from mkmeta.sinks.erofs.nodes import DIRECTORY, HOLES, REGULAR, SYMLINK, TYPE_MASK, Body, Head
+from mkmeta.sinks.erofs.nodes import DIRECTORY, HOLES, NO_DATA, REGULAR, SYMLINK, TYPE_MASK, Body, Head
 from mkmeta.sinks.erofs.placing import Milestone, Places, Tree, is_small, settle
 from mkmeta.workers import WorkerPool, messages
 
@@ -156,7 +156,7 @@ class Image:
                         data.append(target.ljust(BLOCK, b"\0"))
                 elif kind != REGULAR:
                     size = 0
-                elif size:
+                elif size and source != NO_DATA:
                     end = self._content(parent.part, content, size, tail, data if is_written else None)
                 inode = self._inode(head, nlink, size, unit, number, len(xattrs), tail, extended=extended)
                 inodes.append(bytes(at - inodes.at) + inode + xattrs + end)

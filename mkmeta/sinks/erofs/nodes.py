@@ -14,6 +14,8 @@ from mkmeta.codec.erofs import (
     BLOCK,
     BLOCK_BITS,
     HOLE,
+    NO_BLOCK,
+    NO_BLOCK_SIZE_MAX,
     XATTR_HEADER,
     chunk_bits,
     xattr_name,
@@ -23,7 +25,8 @@ TYPE_MASK: Final = 0o170000  # S_IFMT
 REGULAR: Final = stat.S_IFREG
 DIRECTORY: Final = stat.S_IFDIR
 SYMLINK: Final = stat.S_IFLNK
-HOLES: Final = -1  # an array of chunks that are none
+NO_DATA: Final = -2  # none, though its size is not 0
+HOLES: Final = -1  # the same, said by an array of chunks that are none
 OWN_DATA: Final = 0  # or it has none
 _ACL_HEADS: Final = (b"\0\2", b"\0\3")  # of entries
 _TAIL_MAX: Final = BLOCK // 2  # bytes; a longer rest of a file or directory gets a block of its own
@@ -37,13 +40,13 @@ Head = tuple[
     int,  # mtime: seconds, signed
     int,  # mtime: nanoseconds
     int,  # size
-    int,  # what its data is: HOLES, OWN_DATA, or 1 + the number of a content, whose blocks all share that have it
+    int,  # what its data is: NO_DATA, HOLES, OWN_DATA, or 1 + the number of a content, whose blocks are shared
     int,  # data blocks
     int,  # bytes of the tail
     int,  # bytes of its xattrs, if none is shared
 ]
 Body = tuple[
-    int,  # i_u, where that is no block: device number, chunk format
+    int,  # i_u, where that is no block: device number, chunk format, NO_BLOCK
     bytes,  # target of a symlink
     int,  # where its content is among the collected, if it has any
     int,  # name filter of its xattrs
@@ -70,14 +73,19 @@ def xattr_entries(xattrs: Iterable[Xattr]) -> tuple[int, int, tuple[bytes, ...]]
     return _ALL_ABSENT ^ bits, size if entries else 0, entries
 
 
-def layout_of(mode: int, size: int, *, content: bool) -> tuple[int, int, int, int]:
-    """Chunk format, what its data is, data blocks and bytes of the tail, of what is no directory."""
+def layout_of(mode: int, size: int, *, content: bool, exact: bool) -> tuple[int, int, int, int]:
+    """i_u, where that is no block, what its data is, data blocks and bytes of the tail, of what is no directory.
+
+    `exact`: every file without content has an array of chunks, as mkcomposefs does it.
+    """
     kind = mode & TYPE_MASK
     if kind != REGULAR or not size:
         return 0, OWN_DATA, 0, size if kind == SYMLINK else 0
     if content:
         blocks, tail = divmod(size, BLOCK)
         return (0, OWN_DATA, blocks + 1, 0) if tail > _TAIL_MAX else (0, OWN_DATA, blocks, tail)
+    if size <= NO_BLOCK_SIZE_MAX and not exact:
+        return NO_BLOCK, NO_DATA, 0, 0
     if size <= BLOCK:
         return 0, HOLES, 0, len(HOLE)
     bits = chunk_bits(size)

@@ -161,13 +161,13 @@ def make_row(node: PlannedNode, prefix: bytes, nlink: int, key: bytes, at: int =
     if xattr_bytes > XATTRS_MAX:
         raise BuildError(f"its xattrs take {xattr_bytes} bytes, an image takes {XATTRS_MAX}", path=prefix + name)
     seconds, nanoseconds = divmod(inode.mtime_ns, NS)
-    chunk_format, data, blocks, tail = layout_of(mode, size, content=content != NO_CONTENT)
+    unit, data, blocks, tail = layout_of(mode, size, content=content != NO_CONTENT, exact=exact)
     if content != NO_CONTENT and not exact:
         data = 1 + content
     head = (
         mode, nlink, inode.uid, inode.gid, seconds, nanoseconds, size, data, blocks, tail, xattr_bytes,
     )  # fmt: skip
-    return head, (device or chunk_format, target, at, bits, entries, key)
+    return head, (device or unit, target, at, bits, entries, key)
 
 
 def _check(node: PlannedNode, path: bytes, *, exact: bool) -> None:
