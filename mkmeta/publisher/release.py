@@ -43,7 +43,7 @@ from mkmeta.scanner.scan import OnError, ScanOptions, scan
 from mkmeta.store.adding import add
 from mkmeta.store.generation import Generation
 from mkmeta.store.lock import held
-from mkmeta.store.pointer import Published, publish, publish_manifest
+from mkmeta.store.pointer import Published, publish, publish_manifest, read_pointer
 from mkmeta.store.store import Store
 from mkmeta.trees.prune import leave_out
 from mkmeta.trees.recorded import Source
@@ -339,9 +339,23 @@ class _Run:
             return None
         with self._step("build") as say:
             store = Store.open_or_create(site.store)
-            added = add(store, reader, site.build, number=None, make_current=True, wait=site.wait, note=site.note)
+            number = self._number(store, reader.id)
+            added = add(store, reader, site.build, number=number, make_current=True, wait=site.wait, note=site.note)
             say(f"generation {added.generation.number}" + ("" if added.result else " is that manifest already"))
             return added.generation
+
+    def _number(self, store: Store, manifest_id: ObjectId) -> int | None:
+        """Which generation a layer becomes where the pointer is ahead of the store; None: the store's next.
+
+        So it is when manifests alone were published before there was a store, or it is a new one: hosts take no number
+        that is lower. Raises StoreError for a pointer that cannot be read.
+        """
+        if not os.path.lexists(self.site.pointer):
+            return None
+        named = read_pointer(self.site.pointer)
+        if named.generation <= store.last_number():
+            return None
+        return named.generation if named.id == manifest_id else named.generation + 1
 
     # --- publish ---
 

@@ -1,8 +1,14 @@
-"""The hooks of examples/publish for rez and EasyBuild, called by the real ones, which pip gets for it."""
+"""The hooks of examples/publish, called by real tools: rez, EasyBuild, which pip gets, and what npm has for pipelines.
+
+GitLab's and GitHub's own runners need a server. gitlab-ci-local reads components as GitLab does, checks jobs against
+its schema and runs them; action-validator has GitHub's schema of actions.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -47,9 +53,25 @@ def installed(top: Path, *packages: str) -> Path:
     return top / "bin"
 
 
+NODE_PACKAGES = ("gitlab-ci-local@4.52", "@action-validator/cli@0.6", "@action-validator/core@0.6")
+
+
 @pytest.fixture(scope="module")
-def rez(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return installed(tmp_path_factory.mktemp("rez"), "rez")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of some npm packages; none of their install scripts is run."""
+    top = tmp_path_factory.mktemp("node")
+    if shutil.which("npm") is None:
+        pytest.skip("there is no npm")
+    options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-save", "--silent", "--prefix", str(top))
+    done = subprocess.run(["npm", "install", *options, *NODE_PACKAGES], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"npm cannot get {' '.join(NODE_PACKAGES)}")
+    return top / "node_modules/.bin"
+
+
+@pytest.fixture(scope="module")
+def rez() -> Path:
+    return Path(sys.executable).parent  # among the tests' own packages
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +143,7 @@ def rez_forms(site: Site) -> dict[str, str]:
     return {"plugin": plugin.replace("/opt/mkmeta/share/rez", str(HOOKS / "rez")), "command": command}
 
 
+@pytest.mark.needs("rez")
 @pytest.mark.parametrize("form", ["plugin", "command"])
 def test_rez(site: Site, rez: Path, form: str) -> None:
     configure_rez(site, rez_forms(site)[form])
@@ -191,3 +214,51 @@ def test_easybuild(site: Site, easybuild: Path) -> None:
     code, said = eb(easybuild, site, "4.0", MKMETA_MUST="0")
     assert (code, site.state) == (0, before), said
     assert "not published by mkmeta (exit code 24)" in said
+
+
+def run_gitlab(node: Path, site: Site, project: Path, release: str) -> subprocess.CompletedProcess[str]:
+    """A pipeline that includes the component, as its page says."""
+    (project / ".gitlab-ci.yml").write_text(
+        "stages: [deploy]\ninclude:\n  - local: templates/release.yml\n    inputs:\n"
+        f"      path: {json.dumps(release)}\n      config: {json.dumps(str(site.config))}\n"
+    )
+    command = [str(node / "gitlab-ci-local"), "mkmeta-release"]
+    variables = {"HOME": str(site.top), "GIT_CONFIG_GLOBAL": "/dev/null"}
+    return subprocess.run(
+        command, cwd=project, env=environment(site) | variables, capture_output=True, text=True, check=False
+    )
+
+
+def test_gitlab(site: Site, node: Path) -> None:
+    project = site.top / "project"
+    shutil.copytree(HOOKS / "gitlab", project)
+    git = ["git", "-C", str(project), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run([*git, *arguments], check=True)
+    subprocess.run([*git, "remote", "add", "origin", "git@example.org:tools/project.git"], check=True)
+    site.make("paint/v2 $(touch gone)")
+    done = run_gitlab(node, site, project, "grp/paint/v2 $(touch gone)")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert site.pointer.serial == 2
+    assert "grp/paint/v2 $(touch gone)/lib/m0.py" in recorded(site)
+    assert not list(site.top.rglob("gone"))
+    before = site.state
+    select(site, 'marker = "never"\n')
+    site.make("paint/v3")
+    done = run_gitlab(node, site, project, "grp/paint/v3")
+    assert done.returncode != 0
+    assert "has no 'never', which 'marker' says a complete release has" in done.stdout + done.stderr
+    assert site.state == before
+
+
+def test_github(node: Path, tmp_path: Path) -> None:
+    """As GitHub's schema has actions; what is not is refused, so that this says something."""
+    action = (HOOKS / "github/action.yml").read_text()
+    texts = {"good": action, "misspelt": action.replace("shell: bash", "shel: bash")}
+    codes = {}
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "action.yml").write_text(text)
+        command = [str(node / "action-validator"), str(tmp_path / name / "action.yml")]
+        codes[name] = subprocess.run(command, capture_output=True, check=False).returncode
+    assert codes == {"good": 0, "misspelt": 1}

@@ -228,6 +228,25 @@ def test_with_a_store(tmp_path: Path) -> None:
     assert site.pointer.generation == 2
 
 
+def test_a_store_that_comes_later_goes_on_from_the_pointer(site: Site) -> None:
+    """Hosts take no lower number than they have."""
+    for number in (2, 3):
+        site.make(f"paint/v{number}")
+        site.call("release", "-q", f"grp/paint/v{number}")
+    before = site.pointer
+    for more in ("store", "another"):
+        site.configure(f'store = "{site.top}/{more}"\nformat = "erofs"\n')
+        site.call("release", "-q")
+        assert site.pointer == before, "it is the same manifest: hosts need nothing"
+        site.make(f"{more}/v1")
+        site.call("release", "-q", f"grp/{more}/v1")
+        assert (site.pointer.generation, site.pointer.serial) == (before.generation + 1, before.serial + 1)
+        current = Store.open(os.fsencode(site.top / more)).current()
+        assert current is not None
+        assert (current.number, current.about().id) == (site.pointer.generation, site.pointer.id)
+        before = site.pointer
+
+
 def run(site: Site, *args: str) -> Callable[[], int]:
     return lambda: main(["release", "-q", "--config", str(site.config), *args])
 
