@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -171,3 +172,50 @@ def test_each_type_is_compared_by_what_it_has(tmp_path: Path) -> None:
     assert not same("device", row=[*rows["device"][:6], 6, 7])
     assert not same("fifo", row=rows["link"])
     assert not same("link", row=rows["fifo"])
+
+
+def acl(*entries: tuple[int, int, int]) -> bytes:
+    """The value of system.posix_acl_access: version 2, then tag, permissions and ID of each entry (acl(5))."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+NOBODY = 0xFFFFFFFF
+ACLS = [acl((1, 6, NOBODY), (2, bits, 1000), (4, 4, NOBODY), (0x10, 4, NOBODY), (0x20, 4, NOBODY)) for bits in (1, 4)]
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("name", ["user.k", "trusted.k", "security.k", "system.posix_acl_access"])
+@pytest.mark.parametrize("what", ["grp/a/v1/lib/one.py", "grp/a/v1/lib"])
+def test_attributes_are_not_asked_for_where_the_change_time_is_as_before(
+    tmp_path: Path, name: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since whatever is done to one shows in that (formats/manifest.md section 6), and the mode may stay as it is."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    make_sample(volume, privileged=False)
+    path = volume / what
+    values = ACLS if name == "system.posix_acl_access" else [b"one", b"two"]
+    os.chmod(path, 0o644 if path.is_file() else 0o755)
+    asked = os.listxattr
+    before = None
+    for value in (None, *values, None):
+        if value is not None:
+            os.setxattr(path, name, value)
+        elif before is not None:
+            os.removexattr(path, name)
+        time.sleep(0.05)  # more than a tick of the clock of change times
+        found = first_scan(volume)
+        if before is not None:
+            assert found.id != before.id
+            assert again(volume, before).id == found.id
+        before = found
+
+    def listxattr(path: bytes, *, follow_symlinks: bool = True) -> list[str]:
+        raise AssertionError(path)  # in a worker, which then ends
+
+    assert before is not None
+    os.setxattr(volume, "user.of-the-root", b"which is looked at as it always merges")
+    monkeypatch.setattr(os, "listxattr", lambda name, **how: asked(name, **how) if name == b"." else listxattr(name))
+    assert again(volume, before).report.counts.unchanged == before.report.counts.files + (
+        before.report.counts.symlinks + before.report.counts.others
+    )
