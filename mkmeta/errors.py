@@ -183,7 +183,9 @@ def printable(raw: bytes) -> str:
     >>> printable(b"a\xff\nb\\c\\x0a")
     'a\\xff\\x0ab\\c\\x5cx0a'
     """
-    return legible(_LIKE_AN_ESCAPE.sub(rb"\\x5c", raw))
+    if b"\\" in raw:
+        raw = _LIKE_AN_ESCAPE.sub(rb"\\x5c", raw)
+    return legible(raw)
 
 
 def legible(text: bytes | str) -> str:

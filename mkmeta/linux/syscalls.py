@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,7 +35,18 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+_SIZE_OF_OPEN_HOW: Final = ctypes.sizeof(_OpenHow)
 _libc.syscall.restype = ctypes.c_long
+_OPENAT2 = ctypes.CFUNCTYPE(
+    ctypes.c_long,
+    ctypes.c_long,
+    ctypes.c_int,
+    ctypes.c_char_p,
+    ctypes.POINTER(_OpenHow),
+    ctypes.c_size_t,
+    use_errno=True,
+)
+_openat2 = _OPENAT2(("syscall", _libc))  # declared once: a scan opens each directory with it
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.unshare.argtypes = (ctypes.c_int,)
@@ -43,16 +55,16 @@ _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 
 def openat2(path: bytes, flags: int, *, dir_fd: int, resolve: int) -> int:
     """openat2(2), Linux 5.6: opens `path` below `dir_fd` as `resolve` allows. The descriptor is close-on-exec."""
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
-    result: int = _libc.syscall(
-        ctypes.c_long(_SYS_OPENAT2),
-        ctypes.c_int(dir_fd),
-        ctypes.c_char_p(path),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
-    )
-    _check(result, path)
+    result: int = _openat2(_SYS_OPENAT2, dir_fd, path, _open_how(flags | os.O_CLOEXEC, resolve), _SIZE_OF_OPEN_HOW)
+    if result < 0:
+        _check(result, path)
     return result
+
+
+@lru_cache(maxsize=8)
+def _open_how(flags: int, resolve: int) -> Any:
+    """A pointer to what the kernel only reads."""
+    return ctypes.pointer(_OpenHow(flags, 0, resolve))
 
 
 def renameat2(source: bytes, target: bytes, flags: int, *, source_dir_fd: int, target_dir_fd: int) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
@@ -29,6 +28,7 @@ from mkmeta.errors import FormatError, UsageError, printable
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NS, DigestName, DirectoryKind, HardLinks
 from mkmeta.scanner.trust import Trust, trust_in
+from mkmeta.scanner.turns import Turns
 from mkmeta.trees.links import FINGERPRINT_BYTES, Look
 from mkmeta.trees.writer import LinkedName, Own, make_own, own_entry
 
@@ -49,6 +49,11 @@ _REGULAR, _DIRECTORY = stat.S_IFREG >> _TYPE_SHIFT, stat.S_IFDIR >> _TYPE_SHIFT
 
 Row = list[Any]  # an unpacked entry
 _name = itemgetter(NAME)
+_ONLY_REGULAR: Final = {_REGULAR}
+_FILE: Final = itemgetter(MODE, UID, GID, SIZE)
+_SEEN_FILE: Final = itemgetter(stat.ST_MODE, stat.ST_UID, stat.ST_GID, stat.ST_SIZE)  # a stat_result is a tuple
+_INODE: Final = itemgetter(stat.ST_INO)
+_DEVICE: Final = itemgetter(stat.ST_DEV)
 
 
 class BaseDirectory(NamedTuple):
@@ -115,7 +120,7 @@ class Recorded:
 class RecordedDirectory:
     """A directory of the base, of which a few pages at a time are in memory. For several threads."""
 
-    def __init__(self, reader: ManifestReader, lock: threading.Lock, directory: BaseDirectory, path: bytes) -> None:
+    def __init__(self, reader: ManifestReader, lock: Turns, directory: BaseDirectory, path: bytes) -> None:
         """`lock` guards the reader. Raises FormatError when the base is damaged."""
         self._reader = reader
         self._lock = lock
@@ -184,7 +189,7 @@ class Base:
         Raises OSError when the volume, open as `root_fd`, does not answer.
         """
         self._reader = reader
-        self._lock = threading.Lock()
+        self._lock = Turns()
         self._device = os.fstat(root_fd).st_dev
         self.adopted = adopted
         self.is_from_the_future = reader.info.created > time.time_ns()
@@ -218,21 +223,38 @@ class Base:
         """Whether entries, at least one and no directories, are what the base has, given what lstat(2) says of their
         names now.
 
-        One by one takes twice the time, and this is what a scan on a base spends it with.
+        One by one takes three times the time, and this is what a scan on a base spends it with.
         """
         if [seen.st_ctime_ns for seen in looks] != change_times or max(change_times) >= self.trusted_before:
             return False
-        if [seen.st_ino for seen in looks] != inodes and inodes_of(looks, self._device) != inodes:
+        if not self._are_inodes(looks, inodes):
             return False
         if not self._is_clock_trusted and not all(map(_has_own_clock, looks)):
             return False
-        recorded = [row[MODE : SIZE + 1] if row[MODE] >> _TYPE_SHIFT == _REGULAR else _recorded(row) for row in rows]
-        return recorded == [
-            [seen.st_mode, seen.st_uid, seen.st_gid, *divmod(seen.st_mtime_ns, NS), seen.st_size]
-            if seen.st_mode >> _TYPE_SHIFT == _REGULAR
-            else _seen(seen)
-            for seen in looks
-        ]
+        if {row[MODE] >> _TYPE_SHIFT for row in rows} == _ONLY_REGULAR:
+            return list(map(_FILE, rows)) == list(map(_SEEN_FILE, looks)) and [
+                row[SEC] * NS + row[NSEC] for row in rows
+            ] == [seen.st_mtime_ns for seen in looks]
+        return list(map(_recorded, rows)) == list(map(_seen, looks))
+
+    def _are_inodes(self, looks: Sequence[os.stat_result], inodes: list[int]) -> bool:
+        """Whether these are the inode numbers of what was looked at."""
+        if set(map(_DEVICE, looks)) == {self._device}:
+            return list(map(_INODE, looks)) == inodes
+        return inodes_of(looks, self._device) == inodes
+
+    def are_directories_as_recorded(self, recorded: Recorded, looks: Sequence[os.stat_result]) -> bool:
+        """Whether entries, directories among them, are what the base has; what is in a directory is not asked."""
+        if [seen.st_ctime_ns for seen in looks] != recorded.change_times:
+            return False
+        if not self._are_inodes(looks, recorded.inodes):
+            return False
+        columns = zip(recorded.rows, recorded.inodes, recorded.change_times, looks, strict=True)
+        others = [column for column in columns if column[0][MODE] >> _TYPE_SHIFT != _DIRECTORY]
+        if not others:
+            return True
+        rows, inodes, change_times, seen = map(list, zip(*others, strict=True))
+        return self.are_as_recorded(rows, inodes, change_times, seen)
 
     def unchanged(self, recorded: Recorded, looks: dict[bytes, os.stat_result]) -> dict[bytes, Row]:
         """The entries, directories apart, that are as recorded, by name. `looks` is what lstat(2) says of names now."""
@@ -249,6 +271,8 @@ def _recorded(row: Row) -> Row | None:
     match stat.S_IFMT(row[MODE]):
         case stat.S_IFDIR:
             return None
+        case stat.S_IFREG:
+            return row[MODE : SIZE + 1]
         case stat.S_IFLNK:
             return [*row[MODE:SIZE], len(row[SIZE])]
         case stat.S_IFCHR | stat.S_IFBLK:
@@ -258,10 +282,10 @@ def _recorded(row: Row) -> Row | None:
 
 
 def _seen(seen: os.stat_result) -> Row:
-    """What is compared of a look at anything but a file."""
+    """What is compared of a look."""
     common = [seen.st_mode, seen.st_uid, seen.st_gid, *divmod(seen.st_mtime_ns, NS)]
     match stat.S_IFMT(seen.st_mode):
-        case stat.S_IFLNK:
+        case stat.S_IFREG | stat.S_IFLNK:
             return [*common, seen.st_size]
         case stat.S_IFCHR | stat.S_IFBLK:
             return [*common, os.major(seen.st_rdev), os.minor(seen.st_rdev)]

@@ -19,6 +19,7 @@ from mkmeta.scanner.hashing import ContentHasher, Digests
 from mkmeta.scanner.inlining import Collector
 from mkmeta.scanner.looking import failure, has_acls, list_acls, list_xattrs, look, no_xattrs, readlink, same
 from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
+from mkmeta.scanner.turns import note_wait
 from mkmeta.trees.writer import Own, make_own
 
 NFS4_ACL_XATTRS: Final = frozenset({b"system.nfs4_acl", b"system.nfs4_dacl", b"system.nfs4_sacl"})
@@ -137,7 +138,7 @@ class EntryReader:
             started, worked = time.perf_counter(), time.thread_time()
             self.collector.add(digest, content)
             # The rest is waiting for others, and for the parent to take what there is: more lanes would only wait too
-            self.hasher.queued += time.perf_counter() - started - (time.thread_time() - worked)
+            note_wait(time.perf_counter() - started - (time.thread_time() - worked))
 
     def allows_everybody(self, prefix: bytes, name: bytes, wanted: Access) -> bool:
         """Whether an NFSv4 ACL, if there is one, allows everybody what the mode does. Raises Unfaithful, Changed."""

@@ -1,8 +1,8 @@
 """How many directories a scan will find in those that it has handed out: so that not too many wait in memory.
 
 Tasks are taken depth first, but many at once, for workers must not run out of them: each lane has two, whatever they
-bring. Each may bring as many as there are directories in it. What those of the same depth brought so far tells, about,
-what is to come.
+bring. Each may bring as many as there are directories in it: those that a worker reads along count, for the next one
+may have no time for that. What those of the same depth brought so far tells, about, what is to come.
 """
 
 from __future__ import annotations

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import threading
-import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Final
 
 from blake3 import blake3
@@ -22,6 +19,7 @@ from mkmeta.digest import (
     verity_digest_of_blocks,
 )
 from mkmeta.model import DigestName
+from mkmeta.scanner.turns import Turns
 
 _BLOCKS: Final = VERITY_HASHES_PER_BLOCK  # read at once: files up to this size, most of all, have one level of hashes
 _BUFFER_SIZE: Final = _BLOCKS * VERITY_BLOCK_SIZE  # bytes
@@ -29,7 +27,7 @@ _BUFFER_SIZE: Final = _BLOCKS * VERITY_BLOCK_SIZE  # bytes
 _STAT_BLOCK: Final = 512  # bytes, unit of st_blocks
 _ZEROS: Final = memoryview(bytes(4 << 20))
 
-_one_at_a_time = threading.Lock()  # threads that hash by turns are slowed down less than by fighting for the GIL
+_one_at_a_time = Turns()  # threads that hash by turns are slowed down less than by fighting for the GIL
 
 Digests = tuple[ContentDigest | None, VerityDigest | None]
 
@@ -45,7 +43,6 @@ class ContentHasher:
         self._blocks = [
             self._buffer[start : start + VERITY_BLOCK_SIZE] for start in range(0, len(self._buffer), VERITY_BLOCK_SIZE)
         ]
-        self.queued = 0.0  # seconds spent waiting for other threads
         self.of_nothing: Digests = (
             ContentDigest(blake3().digest()) if self.blake3 else None,
             verity_digest(b"") if self.verity else None,
@@ -58,7 +55,7 @@ class ContentHasher:
         """
         filled = os.readv(fd, (self._buffer,))
         if filled == size < _BUFFER_SIZE:  # all there: no need to ask whether there is more, its times would tell
-            with self._turn():
+            with _one_at_a_time:
                 return size, self._digest_buffer(size)
         return self._digest_long(fd, filled)
 
@@ -69,25 +66,14 @@ class ContentHasher:
         """
         filled = os.readv(fd, (self._buffer,))
         if filled == size < _BUFFER_SIZE:
-            with self._turn():
+            with _one_at_a_time:
                 return bytes(self._buffer[:size]), self._digest_buffer(size)
         data = bytearray(self._buffer[:filled])
         while len(data) <= size and (piece := os.pread(fd, size + 1 - len(data), len(data))):
             data += piece
-        with self._turn():
+        with _one_at_a_time:
             content = ContentDigest(blake3(data).digest()) if self.blake3 else None
             return bytes(data), (content, verity_digest(memoryview(data)) if self.verity else None)
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        if not _one_at_a_time.acquire(blocking=False):
-            started = time.perf_counter()
-            _one_at_a_time.acquire()
-            self.queued += time.perf_counter() - started
-        try:
-            yield
-        finally:
-            _one_at_a_time.release()
 
     def _digest_buffer(self, size: int) -> Digests:
         """The digests of the first `size` bytes of the buffer."""
@@ -109,7 +95,7 @@ class ContentHasher:
         total = 0
         while filled := self._fill(fd, total, filled):
             piece = self._buffer[:filled]
-            with self._turn():
+            with _one_at_a_time:
                 if content is not None:
                     content.update(piece)
                 if verity is not None:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 from mkmeta.model import ID_MAX, NAME_MAX, NS, PATH_LIMIT, SIZE_MAX, DirectoryKind
@@ -14,9 +15,10 @@ from mkmeta.scanner.base import BLAKE3, MODE, NAME, SIZE, XATTRS, Base, Recorded
 from mkmeta.scanner.entry import EntryReader
 from mkmeta.scanner.inlining import Inline
 from mkmeta.scanner.looking import look
-from mkmeta.scanner.records import Child, Listing, Tally, Unfaithful
+from mkmeta.scanner.records import Child, Listing, Unfaithful
 
 _TYPE_SHIFT: Final = 12  # of a mode
+_NLINK, _SIZE = itemgetter(stat.ST_NLINK), itemgetter(stat.ST_SIZE)  # a stat_result is a tuple
 _REGULAR, _SYMLINK = stat.S_IFREG >> _TYPE_SHIFT, stat.S_IFLNK >> _TYPE_SHIFT
 LARGE_FILE: Final = 8 << 20  # bytes; a larger file is a task of its own, so that no worker is left with all the work
 
@@ -37,7 +39,7 @@ class Inside:
 
         Raises Changed, and Unfaithful: what the first of them alone would, if any would.
         """
-        if self.as_before and self.base is not None and recorded is not None and not recorded.places:
+        if self.as_before and self.base is not None and recorded is not None:
             found = self._all_as_recorded(reader, self.base, recorded, whole=whole)
             if found is not None:
                 return found
@@ -65,7 +67,12 @@ class Inside:
         if inline is not None:
             unchanged = {name: row for name, row in unchanged.items() if not is_lacking(reader, inline, row)}
         directories = recorded.directories() if recorded is not None else {}
-        changed = [name for name in names if name not in unchanged] if unchanged else names
+        # Directories are asked by who reads them. On NFS each answer is a request.
+        changed = [
+            name
+            for name, seen in zip(names, looks, strict=True)
+            if name not in unchanged and not stat.S_ISDIR(seen.st_mode)
+        ]
         xattr_names = reader.list_xattrs(prefix, changed)
         crowded = bool(reader.rules.mount_points) or len(prefix) > PATH_LIMIT - NAME_MAX
         if not (crowded or self.select or unchanged or inline or reader.hasher.enabled or any(xattr_names)):
@@ -108,41 +115,63 @@ class Inside:
         return listing
 
     def _all_as_recorded(self, reader: EntryReader, base: Base, recorded: Recorded, *, whole: bool) -> Listing | None:
-        """What the base has, none of it a directory, if each of it is unchanged.
+        """What the base has, if each of it is unchanged; directories in it may have changed inside.
 
         This is what a scan on a base spends its time with: `_read_at_once` would find the same, at twice the cost.
         """
-        if reader.rules.mount_points:
+        if reader.rules.mount_points or len(self.prefix) > PATH_LIMIT - NAME_MAX:
             return None
-        rows = recorded.rows
+        rows, has_directories = recorded.rows, bool(recorded.places)
         try:
-            looks = [os.lstat(row[NAME]) for row in rows]
+            looks = list(map(os.lstat, recorded.names()))
         except OSError:
             return None  # whoever looks once more will say what it is
-        if rows and not base.are_as_recorded(rows, recorded.inodes, recorded.change_times, looks):
+        if has_directories:
+            if not base.are_directories_as_recorded(recorded, looks):
+                return None
+        elif rows and not base.are_as_recorded(rows, recorded.inodes, recorded.change_times, looks):
             return None
         inline = self.inline
         if inline is not None and any(is_lacking(reader, inline, row) for row in rows):
             return None
-        types = [seen.st_mode >> _TYPE_SHIFT for seen in looks]
-        files, symlinks = types.count(_REGULAR), types.count(_SYMLINK)
-        size = sum([seen.st_size for seen in looks if seen.st_mode >> _TYPE_SHIFT == _REGULAR])
-        tally = Tally(symlinks=symlinks, others=len(rows) - files - symlinks, bytes=size, unchanged=len(rows))
-        linked = {number: seen.st_nlink for number, seen in enumerate(looks) if seen.st_nlink > 1}
-        links = [linked_name(looks[number], rows[number], reader.rules.device) for number in linked]
-        listing = Listing(
-            inodes=recorded.inodes,
-            change_times=recorded.change_times,
-            linked=linked,
-            links=links,
-            same=True,
-            tally=tally,
-        )
-        if whole and base.adopted:
+        listing = Listing(inodes=recorded.inodes, change_times=recorded.change_times, same=True)
+        if has_directories:
+            self._add_around_directories(reader, recorded, listing)
+        elif whole and base.adopted:
             listing.entries = len(rows)  # nobody needs what the new manifest has already
         else:
             listing.add(rows)
+        types = [seen.st_mode >> _TYPE_SHIFT for seen in looks]
+        tally, files = listing.tally, types.count(_REGULAR)
+        tally.unchanged = listing.entries
+        tally.symlinks = types.count(_SYMLINK)
+        tally.others = listing.entries - files - tally.symlinks
+        if files == len(looks):
+            tally.bytes = sum(map(_SIZE, looks))
+        else:
+            tally.bytes = sum(seen.st_size for seen in looks if seen.st_mode >> _TYPE_SHIFT == _REGULAR)
+        if looks and max(map(_NLINK, looks)) > 1:
+            listing.linked = {number: seen.st_nlink for number, seen in enumerate(looks) if is_linked(seen)}
+            device = reader.rules.device
+            listing.links = [linked_name(looks[number], rows[number], device) for number in listing.linked]
         return listing
+
+    def _add_around_directories(self, reader: EntryReader, recorded: Recorded, listing: Listing) -> None:
+        """Adds pieces and children: entries as the base has them."""
+        directories = recorded.directories()
+        piece: list[list[object]] = []
+        for position, row in enumerate(recorded.rows):
+            if not stat.S_ISDIR(row[MODE]):
+                piece.append(row)
+                continue
+            listing.add(piece)
+            piece = []
+            name: bytes = row[NAME]
+            inline = inline_below(reader, self.inline, name)
+            base = directories.get(name)
+            child = Child(name, DirectoryKind.OPAQUE, NOWHERE, NOWHERE, position, base, inline=inline)
+            listing.children.append(child)
+        listing.add(piece)
 
     def _visible(
         self, reader: EntryReader, names: Sequence[bytes], listing: Listing

@@ -10,10 +10,10 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import BinaryIO, Final, NamedTuple, Protocol
+from typing import IO, BinaryIO, Final, NamedTuple, Protocol
 
 from mkmeta import __version__
 from mkmeta.codec.info import Info
@@ -42,7 +42,8 @@ from mkmeta.scanner.gathering import Runs
 from mkmeta.scanner.inlining import InlineRule, Inlining, check_rules
 from mkmeta.scanner.looking import open_content
 from mkmeta.scanner.records import Child, Listing, ScanRules
-from mkmeta.scanner.worker import Complete, Partial, Problem, Report, Same, Task, run_worker
+from mkmeta.scanner.tasks import Complete, Partial, Problem, Report, Result, Same, Task, brought, result_of
+from mkmeta.scanner.worker import run_worker
 from mkmeta.trees.graft import graft
 from mkmeta.trees.prune import leave_out
 from mkmeta.trees.recorded import Source
@@ -115,6 +116,22 @@ class _Expected(NamedTuple):
     place: Place
     base: BaseDirectory | None
     on_the_way: bool  # only a part of it is looked at
+
+
+class _Files:
+    """The files that came with a report."""
+
+    def __init__(self, files: list[IO[bytes]]) -> None:
+        self._files = dict(enumerate(files))
+
+    def take(self, number: int) -> Runs:
+        """What is in one of them; nothing in NO_FILE."""
+        return Runs(self._files.pop(number, None))
+
+    def close(self) -> None:
+        """Nobody wants the others: what they belong to is lost."""
+        for file in self._files.values():
+            file.close()
 
 
 class _Rest(NamedTuple):
@@ -355,7 +372,7 @@ class _Scan:
             while self._todo and len(tasks) < min(room, share):
                 task = self._todo.pop()
                 if isinstance(task, _Rest):
-                    self._go_on(task)
+                    self._go_on(task, _Files([]))  # what it brings has come
                     share = max(share, -(-len(self._todo) // len(pool.workers)))
                 elif self._expected[task.number].place.is_lost:
                     del self._expected[task.number]
@@ -376,40 +393,40 @@ class _Scan:
             self._writer.manifest.add_contents(report.contents)
         if report.closed and self._contents is not None:
             self._contents.closed.update(report.closed)
-        worker.tasks -= len(report.complete) + len(report.same) + len(report.partial) + len(report.problems)
+        worker.tasks -= len(report.results)
         self._lanes[worker] = report.lanes
         self._matched |= report.matched
         self.matched_only |= report.matched_only
-        writer = self._writer
-        for result in report.results():
-            expected = self._expected.pop(result.task)
-            self._forecast.came_back(result.task, len(result.children) if isinstance(result, Partial) else 0)
-            place = expected.place
-            has_runs = isinstance(result, Same | Partial) and result.has_runs
-            runs = Runs(worker.receive_file() if has_runs else None)
-            if place.is_lost:
-                runs.close()
-                continue
-            match result:
-                case Complete():
-                    own, counts = Own(result.head, result.tail), self._note(result.counts)
-                    self._add_links(place, result.links)
-                    writer.leaf_directory(
-                        place, own, result.object_id, result.data, result.facts, result.entries, counts
-                    )
-                case Same():
-                    assert expected.base is not None
-                    base, own, counts = expected.base, Own(result.head, result.tail), self._note(result.counts)
-                    self._add_links(place, result.links)
-                    for run in runs:
-                        self._add_links(place, run.links)
-                        counts = counts.plus(self._note(run.counts()))
-                    writer.leaf_as_before(place, own, base.children, base.entries, base.facts, counts)
-                case Partial():
-                    self._take(expected, result, runs)
-                case Problem():
-                    self._give_up(place, result)
+        files = _Files([worker.receive_file() for _ in range(report.files)])
+        for values in report.results:
+            result = result_of(*values)
+            self._forecast.came_back(result.task, brought(result))
+            self._take_result(self._expected.pop(result.task), result, files)
+        files.close()
         return report.is_last
+
+    def _take_result(self, expected: _Expected, result: Result, files: _Files) -> None:
+        """Takes what became of a task, or of something that was read along with one."""
+        writer, place = self._writer, expected.place
+        if place.is_lost:
+            return
+        match result:
+            case Complete():
+                own, counts = Own(result.head, result.tail), self._note(result.counts)
+                self._add_links(place, [(b"", result.links)])
+                writer.leaf_directory(place, own, result.object_id, result.data, result.facts, result.entries, counts)
+            case Same():
+                assert expected.base is not None
+                base, own, counts = expected.base, Own(result.head, result.tail), self._note(result.counts)
+                self._add_links(place, result.links)
+                for run in files.take(result.runs):
+                    self._add_links(place, [(b"", run.links)])
+                    counts = counts.plus(self._note(run.counts()))
+                writer.as_before(place, own, base.children, base.entries, base.facts, counts)
+            case Partial():
+                self._take(expected, result, files)
+            case Problem():
+                self._give_up(place, result)
 
     def _note(self, found: tuple[int, ...]) -> Counts:
         """What a worker counted; it is added up for progress."""
@@ -419,13 +436,15 @@ class _Scan:
         self._unchanged += counts.unchanged
         return counts
 
-    def _add_links(self, place: Place, links: list[LinkedName]) -> None:
-        """Names in a directory that was given as a whole."""
-        if links:
-            assert place.subtree is not None
-            self._writer.add_links(place.path, place.subtree.place.path, links)
+    def _add_links(self, place: Place, links: list[tuple[bytes, list[LinkedName]]]) -> None:
+        """Names in a directory that was given as a whole, and below it."""
+        for below, names in links:
+            if names:
+                assert place.subtree is not None
+                path = place.path + b"/" + below if below else place.path
+                self._writer.add_links(path, place.subtree.place.path, names)
 
-    def _take(self, expected: _Expected, listing: Partial, runs: Runs) -> None:
+    def _take(self, expected: _Expected, listing: Partial, files: _Files) -> None:
         """A listing that is no complete directory: a large file, or a directory whose children are to come."""
         writer, place = self._writer, expected.place
         if listing.kind is None:
@@ -437,27 +456,34 @@ class _Scan:
             return
         opening = writer.open(place, listing.kind)
         opening.looked_at = expected.on_the_way
-        self._go_on(_Rest(expected, opening, runs, listing))
+        self._go_on(_Rest(expected, opening, files.take(listing.runs), listing), files)
 
-    def _go_on(self, rest: _Rest) -> None:
+    def _go_on(self, rest: _Rest, files: _Files) -> None:
         """Takes the next run of a directory; what follows has to wait until its children have been handed out."""
         if rest.opening.place.is_lost:
             rest.runs.close()
             return
         for run in rest.runs:
             place = len(self._todo)
-            self._add(rest.opening, run, self._note(run.counts()))
+            self._add(rest.opening, run, self._note(run.counts()), {}, files)
             if len(self._todo) > place:
                 self._todo.insert(place, rest)
                 return
         expected, last = rest.expected, rest.last
-        self._add(rest.opening, last, self._note(last.counts))
+        self._add(rest.opening, last, self._note(last.counts), last.found, files)
         base = expected.base
         unchanged = base.children if self._is_adopted and last.same and base is not None else None
         self._writer.close(rest.opening, Own(last.head, last.tail), base=unchanged)
 
-    def _add(self, opening: Opening, listing: Listing | Partial, counts: Counts) -> None:
-        """Entries of a directory, and tasks for what is a task of its own."""
+    def _add(
+        self,
+        opening: Opening,
+        listing: Listing | Partial,
+        counts: Counts,
+        found: Mapping[int, Result],
+        files: _Files,
+    ) -> None:
+        """Entries of a directory, and tasks for what is a task of its own, unless that was found already."""
         prefix = opening.path + b"/" if opening.path else b""
         for path, why in listing.left_out:
             self._check_on_error(path, why)
@@ -471,8 +497,12 @@ class _Scan:
         ]
         part = Part(listing.pieces, children, listing.inodes, listing.change_times, listing.linked)
         places = self._writer.extend(opening, part, counts, listing.links)
-        for place, child in zip(reversed(places), reversed(listing.children), strict=True):  # the first is on top
-            self._add_task(place, prefix + child.name, child)
+        for number in reversed(range(len(places))):  # the first is on top
+            place, child = places[number], listing.children[number]
+            if number in found:
+                self._take_result(_Expected(place, child.base, child.only is not None), found[number], files)
+            else:
+                self._add_task(place, prefix + child.name, child)
 
     @property
     def _is_adopted(self) -> bool:

@@ -218,12 +218,12 @@ class TreeWriter:
     ) -> None:
         """An opaque directory of one page without directories, whose object and facts are ready."""
         self.manifest.add_named(object_id, data)
-        self.leaf_as_before(place, own, object_id, entries, self.manifest.add_facts(facts), counts)
+        self.as_before(place, own, object_id, entries, self.manifest.add_facts(facts), counts)
 
-    def leaf_as_before(
+    def as_before(
         self, place: Place, own: Own, object_id: ObjectId, entries: int, facts: Location, counts: Counts
     ) -> None:
-        """The same, whose object and facts are in the manifest already."""
+        """An opaque directory whose object and facts are in the manifest already, with those of all below it."""
         self.fill(place, _entry(own, DirectoryKind.OPAQUE, object_id, entries), entries + 1, facts, counts)
 
     def fill(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import mmap
 import os
 import threading
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mkmeta.scanner import worker
+from mkmeta.scanner import governor, performing, scan, worker
+from mkmeta.scanner.hashing import ContentHasher
 from mkmeta.scanner.looking import open_content
 from tests.scanner.helpers import scan_tree
 
@@ -98,3 +100,30 @@ def test_one_lane_where_threads_cannot_have_directories(volume: Path, monkeypatc
     server = SlowServer(until=2, seconds=0.001)
     assert scan_tree(volume, open_content=server).id == plain
     assert server.most == 1
+
+
+def test_lanes_that_end_leave_nothing_behind(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers look for no reference cycles: whatever a lane had goes with it, or to the next one."""
+    monkeypatch.setattr(worker, "_PATIENCE", 0.0)  # so that lanes end all the time
+    monkeypatch.setattr(performing, "MOMENT", 0.0)
+    monkeypatch.setattr(scan, "_TASKS_PER_WORKER", 0)
+    monkeypatch.setattr(governor, "LANES_MAX", 1)
+    lanes = ctypes.c_int.from_buffer(mmap.mmap(-1, 4096))  # shared with the worker process
+    most = ctypes.c_int.from_buffer(mmap.mmap(-1, 4096))
+    begin = threading.Thread.start
+    opened: list[bytes] = []
+
+    def start(thread: threading.Thread) -> None:
+        lanes.value += 1
+        begin(thread)
+
+    def open_and_count(name: bytes) -> int:
+        opened.append(name)
+        if len(opened) % 100 == 0:
+            most.value = max(most.value, sum(type(thing) is ContentHasher for thing in gc.get_objects()))
+        return open_content(name)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    scan_tree(volume, open_content=open_and_count)
+    assert lanes.value > 3
+    assert most.value == 1
