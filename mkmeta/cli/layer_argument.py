@@ -6,9 +6,10 @@ import os
 from dataclasses import dataclass
 from typing import Self
 
-from mkmeta.errors import IdMismatchError, NoGenerationError, StoreError
+from mkmeta.errors import IdMismatchError, NoGenerationError, StoreError, UsageError
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.plan import Plan
+from mkmeta.sinks.erofs.inspection import is_image
 from mkmeta.store.generation import LAYER, Generation, generation_of
 from mkmeta.store.store import Store
 
@@ -24,7 +25,7 @@ class FoundLayer:
     def at(cls, path: bytes) -> Self:
         """The layer that is meant: the current one of a store, that of a generation, or `path` itself.
 
-        Raises StoreError and NoGenerationError.
+        Raises StoreError and NoGenerationError, and UsageError for what is no layer.
         """
         real = os.path.realpath(path)
         if os.path.lexists(os.path.join(real, b"store.json")):
@@ -33,7 +34,15 @@ class FoundLayer:
                 raise NoGenerationError("has no generation yet", path=path, hint="mkmeta build --store adds one")
             return cls(current.layer, current)
         generation = generation_of(real) or generation_of(os.path.join(real, LAYER))
-        return cls(generation.layer, generation) if generation else cls(real, None)
+        if generation is not None:
+            return cls(generation.layer, generation)
+        if os.path.lexists(real) and not os.path.isdir(real) and not is_image(real):
+            raise UsageError(
+                "is no layer: neither a directory nor an EROFS image",
+                path=path,
+                hint="name what mkmeta build made; a manifest is named with --manifest",
+            )
+        return cls(real, None)
 
     def plan(self) -> Plan:
         """How the generation says its layer was built. Raises StoreError."""

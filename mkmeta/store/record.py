@@ -71,8 +71,8 @@ class Record:
         """Reads the record at `path`; without `follow`, no link there. Raises StoreError, and FileNotFoundError."""
         try:
             data = _read_file(path, 0 if follow else os.O_NOFOLLOW)
-        except FileNotFoundError:
-            raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(error.errno, error.strerror, path) from None
         except OSError as error:
             raise StoreError(f"cannot be read: {reason(error)}", path=path) from None
         if data is None:

@@ -52,7 +52,10 @@ class Store:
         try:
             Record.read(store._about, _KIND, hint="this store.json is not from mkmeta, or damaged: name another store")
         except FileNotFoundError:
-            what = "is no store: it has no store.json" if os.path.isdir(path) else "there is no such directory"
+            if os.path.isdir(path):
+                what = "is no store: it has no store.json"
+            else:
+                what = "is no store, which is a directory" if os.path.lexists(path) else "there is no such directory"
             raise StoreError(what, path=path, hint=_MAKE) from None
         return store
 

@@ -85,6 +85,10 @@ explain m.mkm .. | 2 | a PATH cannot contain '..'
 explain vol rel | 2 | name the manifest instead
 verify nothing | 2 | nothing: there is no such layer
 verify vol | 2 | vol: is no generation of a store
+verify m.mkm | 2 | m.mkm: is no layer
+verify text --manifest m.mkm | 2 | text: is no layer
+verify none --manifest m.mkm | 2 | none: is no layer
+verify fifo --manifest m.mkm | 2 | fifo: is no layer
 verify store --sample 5% | 2 | --sample goes with --data
 verify store --data | 2 | name it with --lower
 verify store --lower vol --data --sample 500% | 2 | '500%' is not a share
@@ -95,6 +99,7 @@ prune m.mkm -o x.mkm | 2 | required: --drop
 prune m.mkm --drop nothing -o x.mkm | 12 | no pattern matched anything
 prune m.mkm --drop * -o x.mkm | 1 | nothing would be left
 prune m.mkm --drop {a,b} -o x.mkm | 2 | has braces
+publish m.mkm --pointer p | 1 | m.mkm: is no store, which is a directory
 publish vol --pointer p | 1 | vol: is no store
 publish store --pointer p --generation 99999999999999999999 | 2 | is not the number of a generation
 activate store dir --profile nestd | 2 | did you mean nested?
@@ -105,6 +110,7 @@ rollback dir --to 1.5 | 2 | '1.5' is not a whole number
 gc store --keep 0 | 2 | from 1 to 1,000,000
 gc store --min-age nan | 2 | 'nan' is not a time span
 gc store --pace 2 | 2 | '2' is not a share
+gc text | 1 | text: is no store, which is a directory
 gc nothing | 1 | nothing: there is no such directory
 suggest nothing | 1 | nothing: no such file or directory
 observe --from starce x -o y | 2 | did you mean strace?

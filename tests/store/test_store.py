@@ -241,7 +241,7 @@ def with_directory(path: Path) -> None:
     [
         (nothing, "there is no such directory", "mkmeta build MANIFEST --store STORE makes one"),
         (empty, "is no store: it has no store.json", "mkmeta build MANIFEST --store STORE makes one"),
-        (file, "not a directory", None),
+        (file, "is no store, which is a directory", "mkmeta build MANIFEST --store STORE makes one"),
         (with_directory, "damaged: not a regular file", "name another store"),
         (with_record(""), "damaged: not the JSON it should be", "name another store"),
         (with_record("[1]"), "damaged: not a JSON object", "name another store"),
