@@ -106,6 +106,7 @@ def write_report(spool: bytes, report: Report) -> None:
     """Leaves a report in a spool, in the place of the host's last one. Raises MkmetaError."""
     if not os.path.isdir(spool):
         raise StoreError("there is no such directory", path=spool, hint="make it first, with mode 1777")
-    with atomic_output(os.path.join(spool, os.fsencode(report.host) + b".json"), follow=False) as stream:
+    path = os.path.join(spool, os.fsencode(report.host) + b".json")
+    with atomic_output(path, follow=False, crowded=True) as stream:  # thousands of hosts would list thousands of names
         os.fchmod(stream.fileno(), _MODE)
         stream.write(report.encode())

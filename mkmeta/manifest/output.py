@@ -27,12 +27,13 @@ _BUFFER_SIZE = 1 << 20  # bytes
 
 
 @contextlib.contextmanager
-def atomic_output(path: bytes, *, follow: bool = True) -> Iterator[BinaryIO]:
+def atomic_output(path: bytes, *, follow: bool = True, crowded: bool = False) -> Iterator[BinaryIO]:
     """A binary stream whose content is at `path` once the block ends well, and nowhere if it does not.
 
     What a killed run left behind is removed first; a running one is known by its lock. A symbolic link at `path` is
     followed, and a pipe or device written to directly: they are the user's. Where others can write too, without
-    `follow`, they are replaced. Raises MkmetaError when the output cannot be written.
+    `follow`, they are replaced. `crowded`: very many others have files in that directory, and it is not listed; then of
+    two writers at once one fails. Raises MkmetaError when the output cannot be written.
     """
     directory, name = os.path.split(path)
     given = path
@@ -45,7 +46,7 @@ def atomic_output(path: bytes, *, follow: bool = True) -> Iterator[BinaryIO]:
         raise UsageError("is a directory", path=path, hint="name a file for the manifest")
     try:
         if stat.S_ISREG(mode):
-            with _beside(path) as stream:
+            with _beside(path, crowded=crowded) as stream:
                 yield stream
         else:
             # By its own name: /dev/fd/63, a pipe, has no other
@@ -79,13 +80,20 @@ def spooled_output(sink: IO[bytes]) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _beside(path: bytes) -> Iterator[BinaryIO]:
+def _beside(path: bytes, *, crowded: bool) -> Iterator[BinaryIO]:
     parent, name = os.path.split(path)
     directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         prefix = b"." + name[:_KEPT_NAME] + _MARK
-        _remove_leftovers(directory, prefix)
-        with replacing(name, prefix + secrets.token_hex(4).encode(), dir_fd=directory) as stream:
+        if crowded:
+            temporary = prefix + b"new"
+            _remove_leftover(directory, temporary)
+        else:
+            temporary = prefix + secrets.token_hex(4).encode()
+            for left in list_names(directory):
+                if left.startswith(prefix):
+                    _remove_leftover(directory, left)
+        with replacing(name, temporary, dir_fd=directory) as stream:
             with contextlib.suppress(OSError):  # without locks on this filesystem nobody's leftovers are removed
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield stream
@@ -93,14 +101,12 @@ def _beside(path: bytes) -> Iterator[BinaryIO]:
         os.close(directory)
 
 
-def _remove_leftovers(directory: int, prefix: bytes) -> None:
-    for name in list_names(directory):
-        if not name.startswith(prefix):
-            continue
-        with contextlib.suppress(OSError):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(name, dir_fd=directory)
-            finally:
-                os.close(fd)
+def _remove_leftover(directory: int, name: bytes) -> None:
+    """Unless it is somebody's who is at work, or cannot be removed."""
+    with contextlib.suppress(OSError):  # for writing, or NFS has no such lock for it
+        fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(fd)

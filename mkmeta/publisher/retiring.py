@@ -18,12 +18,13 @@ def wait_for_hosts(spool: bytes | None, published: int, seconds: float) -> list[
     Returns the hosts of those that do, or cannot be read. Without a spool, waits just so long. Raises StoreError when
     the spool cannot be listed.
     """
-    started = time.monotonic()
-    deadline = started + seconds
+    deadline = time.monotonic() + seconds
+    waited = 0.0
     while True:
         held = holders_of_older(read_spool(spool), published) if spool is not None else []
         left = deadline - time.monotonic()
         if left <= 0 or (spool is not None and not held):
             return held
-        waited = time.monotonic() - started
-        time.sleep(min(max(_POLL_FIRST, _LATER * waited), _POLL_LAST, left))
+        pause = min(max(_POLL_FIRST, _LATER * waited), _POLL_LAST, left)
+        time.sleep(pause)
+        waited += pause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
-from mkmeta.errors import StoreError
+from mkmeta.errors import MkmetaError, StoreError
 from mkmeta.fleet import spool as spool_module
 from mkmeta.fleet.report import REPORT_SIZE_MAX, STATES, Report, decode_report, host_name, write_report
 from mkmeta.fleet.spool import Standing, holders_of_older, judge, read_spool
@@ -154,6 +155,22 @@ def test_others_can_read_a_report_whatever_the_umask(spool: Path) -> None:
     assert (spool / "node1.json").stat().st_mode & 0o7777 == 0o644
 
 
+def test_no_host_lists_the_reports_of_all(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed one left is replaced all the same; of two at once, one is left to finish."""
+    monkeypatch.setattr("mkmeta.manifest.output.list_names", lambda _fd: pytest.fail("it lists"))
+    left = spool / ".node1.json.mkmeta-new"
+    left.write_text("{")
+    write_report(os.fsencode(spool), report())
+    assert os.listdir(spool) == ["node1.json"]
+    left.write_text("{")
+    with left.open("r+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        before = (spool / "node1.json").read_bytes()
+        with pytest.raises(MkmetaError, match="file exists"):
+            write_report(os.fsencode(spool), report("node1", 9))
+        assert ((spool / "node1.json").read_bytes(), left.read_text()) == (before, "{")
+
+
 def test_the_sum_against_an_oracle(spool: Path) -> None:
     chance = random.Random(1)
     expected: dict[str, Standing] = {}
@@ -230,11 +247,11 @@ def test_retire_waits_for_hosts(tmp_path: Path, spool: Path, monkeypatch: pytest
 
     def sleep(seconds: float) -> None:
         naps.append(seconds)
-        if len(naps) == 3:
+        if len(naps) == 7:
             put(spool, report("a", site.pointer.generation))
 
     monkeypatch.setattr(time, "sleep", sleep)
     site.make("paint/v3")
     site.call("release", "-q", "grp/paint/v3")
     site.call("release", "-q", "--retire", "grp/paint/v2")
-    assert naps == [1, 2, 4]
+    assert naps == [1, 1, 1, 1, 1, 1.25, 1.5625], "a quarter of what was waited so far, at least a second"
