@@ -12,12 +12,15 @@ from mkmeta.cli.host_arguments import add_wait, notes, seconds
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.release import KEYS
 from mkmeta.cli.verb import Verbs, add_verb
+from mkmeta.config import ConfigError, LayerConfig, read_config
 from mkmeta.errors import ExitCode, MkmetaError, UsageError, printable
 from mkmeta.host.prometheus import Family, write_metrics
 from mkmeta.linux.systemd import sd_notify
-from mkmeta.publisher.levels import REQUESTS_PER_LISTING
+from mkmeta.publisher.hearing import Events, Hearing, listen
+from mkmeta.publisher.levels import REQUESTS_PER_LISTING, Barren
 from mkmeta.publisher.site import Site
-from mkmeta.publisher.watch import Pass, watch_once
+from mkmeta.publisher.turns import Turns
+from mkmeta.publisher.watch import Pass, carry_over, watch_once
 
 _QUIET: Final = 60.0  # seconds; longer than copying a large file takes between two changes of it
 _EVERY: Final = 600.0  # seconds, as hosts look at the pointer
@@ -30,6 +33,9 @@ was published is named, and left as it is. What is there at first, mkmeta releas
 
 On NFS it looks through a mount of its own, made anew for each pass, and takes the attributes that come with listings:
 three requests for the root and each directory in it. For that it needs root.
+
+On the file server itself the kernel tells root of changes (fanotify): a release is taken within seconds, and what does
+not change is looked at once an hour. It says at its start which it is.
 """
 
 _EPILOG = """\
@@ -39,6 +45,7 @@ as 'marker' and 'staging' say. docs/release.md has the whole page.
 examples:
   mkmeta watch --config /etc/mkmeta/sw.toml
   mkmeta watch --config /etc/mkmeta/sw.toml --once
+  mkmeta watch --config /etc/mkmeta/sw.toml --events always
   mkmeta watch --config /etc/mkmeta/sw.toml --every 5m --max-rate 100 --metrics /var/lib/node-exporter/watch.prom
 
 exit codes:
@@ -62,6 +69,13 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--every", metavar="TIME", type=seconds, default=_EVERY, help="from pass to pass (default: 10m)"
     )
     parser.add_argument(
+        "--events",
+        choices=[str(choice) for choice in Events],
+        default=str(Events.AUTO),
+        help="whether the kernel tells of changes: where all changes are its own, on any filesystem, or not (default: "
+        "auto)",
+    )
+    parser.add_argument(
         "--max-rate", metavar="N", type=_rate, help="at most so many requests per second to the server (default: any)"
     )
     parser.add_argument(
@@ -78,25 +92,63 @@ def run(args: argparse.Namespace) -> int:
     """Looks, once or for ever."""
     if args.config is None:
         raise UsageError("watch needs the layer file", hint="--config FILE; mkmeta init writes one")
-    quiet = _QUIET if args.config.quiet is None else args.config.quiet
-    site = Site.of(args.config, manifest_only=args.manifest_only, quiet=quiet, wait=args.wait, note=notes(args))
+    site = _site(args, args.config)
     sd_notify("READY=1")
     told: set[str] = set()
+    if args.once:
+        started = time.monotonic()
+        done = watch_once(site, max_rate=args.max_rate, dry_run=args.dry_run, say=notes(args))
+        _report(done, time.monotonic() - started, told, args)
+        return int(_code(done))
+    listening = _Listening(site.root, args)
+    turns, barren, before = Turns(args.every, listening.listen), Barren(), Pass()
     while True:
+        part = turns.next()
         started = time.monotonic()
         try:
-            done = watch_once(site, max_rate=args.max_rate, dry_run=args.dry_run, say=notes(args))
+            site = _site(args, read_config(args.config.path))  # it may say another thing by now
+            if site.root != args.config.volume:
+                raise UsageError("names another volume now", path=args.config.path, hint="start mkmeta watch anew")
+            done = watch_once(
+                site, part=part, barren=barren, max_rate=args.max_rate, dry_run=args.dry_run, say=notes(args)
+            )
         except MkmetaError as error:
-            if args.once or isinstance(error, UsageError):  # no later pass is better
+            if isinstance(error, UsageError) and not isinstance(error, ConfigError):  # no later pass is better
                 raise
-            note(f"mkmeta: {error}; the next pass tries again")
+            note(f"mkmeta: {error}; the next pass tries again" + (f"; hint: {error.hint}" if error.hint else ""))
+            turns.ended(part, None)
         else:
-            took = time.monotonic() - started
-            told = _report(done, took, told, args)
-            if args.once:
-                return int(_code(done))
+            turns.ended(part, done)
+            if part is not None:
+                carry_over(before, done)
+            told = _report(done, time.monotonic() - started, told, args)
+            before = done
         sd_notify("WATCHDOG=1")
-        time.sleep(max(1.0, args.every - (time.monotonic() - started)))
+
+
+def _site(args: argparse.Namespace, config: LayerConfig) -> Site:
+    quiet = _QUIET if config.quiet is None else config.quiet
+    return Site.of(config, manifest_only=args.manifest_only, quiet=quiet, wait=args.wait, note=notes(args))
+
+
+class _Listening:
+    """Listens for events, and says how the volume is watched when that is another way than before."""
+
+    def __init__(self, root: bytes, args: argparse.Namespace) -> None:
+        self._root = root
+        self._args = args
+        self._said = ""
+
+    def listen(self) -> Hearing | None:
+        """Raises MkmetaError when there must be events, and are none."""
+        hearing, text = listen(self._root, Events(self._args.events))
+        if text != self._said:
+            self._said = text
+            if self._args.json:
+                emit("watching", **path_fields(self._root), events=hearing is not None, text=text)
+            elif not self._args.quiet:
+                note(f"{printable(self._root)}: {text}")
+        return hearing
 
 
 def _code(done: Pass) -> ExitCode:
@@ -136,7 +188,7 @@ def _report(done: Pass, took: float, told: set[str], args: argparse.Namespace) -
             published=done.published,
             seconds=round(took, 3),
         )
-    elif not args.quiet:
+    elif not args.quiet and done.looked.listed:
         requests = f", about {REQUESTS_PER_LISTING * done.looked.listed} requests" if done.private else ""
         note(f"looked at {done.looked.listed} directories in {took:.1f} s{requests}; {len(done.taken)} published")
     if args.metrics is not None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from mkmeta.errors import ExitCode, MkmetaError, StoreError, UsageError, printable, reason
 from mkmeta.linux.names import list_names
@@ -41,6 +41,13 @@ class Rules:
     staging: Patterns = field(default_factory=lambda: Patterns(()))  # what is never one: places to copy to first
     marker: bytes | None = None  # name of a file that appears in a release when it is complete
     quiet: float = 0.0  # seconds for which nothing in it has changed
+
+
+class Unfinished(NamedTuple):
+    """Why a release is not complete."""
+
+    why: str
+    seconds: float | None = None  # it is not before these are over; None: before something comes or goes in it
 
 
 class Coverage(StrEnum):
@@ -136,7 +143,7 @@ def clock_of(device: int, pointer: bytes) -> Clock:
     return Clock(time.time_ns(), CLOCKS_APART)
 
 
-def why_unfinished(volume_fd: int, path: bytes, release: bytes, rules: Rules, clock: Clock) -> str | None:
+def why_unfinished(volume_fd: int, path: bytes, release: bytes, rules: Rules, clock: Clock) -> Unfinished | None:
     """Why a path that is on the volume, in a release, is not complete; None: it is, or cannot be looked at.
 
     What cannot be looked at is for the scan to say. Follows no link, crosses no mount point.
@@ -146,17 +153,17 @@ def why_unfinished(volume_fd: int, path: bytes, release: bytes, rules: Rules, cl
         match = rules.staging.first_match(path, is_directory=stat.S_ISDIR(status.st_mode))
         if match is not None:
             pattern = printable(match.sources[0])
-            return f"is a place to copy to: '{printable(match.path)}' matches '{pattern}' of 'staging'"
+            return Unfinished(f"is a place to copy to: '{printable(match.path)}' matches '{pattern}' of 'staging'")
         top = _look(volume_fd, release)
         if rules.marker is not None and stat.S_ISDIR(top.st_mode):
             places = [release] + ([path] if stat.S_ISDIR(status.st_mode) else [])
             if not any(_is_there(volume_fd, os.path.join(place, rules.marker)) for place in places):
-                return f"has no '{printable(rules.marker)}', which 'marker' says a complete release has"
+                return Unfinished(f"has no '{printable(rules.marker)}', which 'marker' says a complete release has")
         if rules.quiet <= 0:
             return None
         return _why_not_quiet(volume_fd, release, top, rules.quiet + clock.margin, clock.now_ns)
     except FileNotFoundError:
-        return "went away while it was looked at"
+        return Unfinished("went away while it was looked at")
     except OSError:
         return None
 
@@ -177,12 +184,12 @@ def _look(volume_fd: int, path: bytes) -> os.stat_result:
         os.close(fd)
 
 
-def _why_not_quiet(volume_fd: int, path: bytes, status: os.stat_result, quiet: float, now_ns: int) -> str | None:
+def _why_not_quiet(volume_fd: int, path: bytes, status: os.stat_result, quiet: float, now_ns: int) -> Unfinished | None:
     """Looks at all of it, until something has changed too lately. Raises OSError."""
     before_ns = now_ns - int(quiet * NS)
     waiting = [path]
     if status.st_ctime_ns > before_ns:
-        return _changed(path, status, now_ns)
+        return _changed(path, status, quiet, now_ns)
     while waiting and stat.S_ISDIR(status.st_mode):
         directory = waiting.pop()
         fd = open_beneath(directory, _DIRECTORY, dir_fd=volume_fd)
@@ -191,17 +198,18 @@ def _why_not_quiet(volume_fd: int, path: bytes, status: os.stat_result, quiet: f
                 seen = os.stat(name, dir_fd=fd, follow_symlinks=False)
                 below = os.path.join(directory, name)
                 if seen.st_ctime_ns > before_ns:
-                    return _changed(below, seen, now_ns)
+                    return _changed(below, seen, quiet, now_ns)
                 if stat.S_ISDIR(seen.st_mode):
                     waiting.append(below)
         except OSError as error:
             if isinstance(error, FileNotFoundError):
-                return f"changes: something went away ({reason(error)})"
+                return Unfinished(f"changes: something went away ({reason(error)})", quiet)
             raise
         finally:
             os.close(fd)
     return None
 
 
-def _changed(path: bytes, status: os.stat_result, now_ns: int) -> str:
-    return f"was changed {max(0, now_ns - status.st_ctime_ns) / NS:.0f} s ago: {printable(path)}"
+def _changed(path: bytes, status: os.stat_result, quiet: float, now_ns: int) -> Unfinished:
+    ago = max(0, now_ns - status.st_ctime_ns) / NS
+    return Unfinished(f"was changed {ago:.0f} s ago: {printable(path)}", max(0.0, quiet - ago))

@@ -39,6 +39,7 @@ from mkmeta.publisher.arrival import (
 from mkmeta.publisher.gate import Gate
 from mkmeta.publisher.second_look import second_look
 from mkmeta.publisher.site import Site
+from mkmeta.scanner.base import other_setting
 from mkmeta.scanner.scan import OnError, ScanOptions, scan
 from mkmeta.store.adding import add
 from mkmeta.store.generation import Generation
@@ -103,6 +104,32 @@ def release(site: Site, request: Request, tell: Callable[[Step], None] = lambda 
         return _Run(site, request, tell, stack).run()
 
 
+def check_as_published(base: ManifestReader, options: ScanOptions) -> None:
+    """Raises MkmetaError when the layer file says other things than what is published was made with.
+
+    Then no part can be added, as what is taken from before would be another selection's.
+    """
+    key = "select" if base.info.select != options.select else _other_setting(base, options)
+    if key is not None:
+        raise MkmetaError(
+            f"the layer file has another '{key}' than what is published was made with",
+            path=options.root,
+            hint="mkmeta release without PATH, once, when nobody is copying: it looks at everything",
+        )
+
+
+def _other_setting(base: ManifestReader, options: ScanOptions) -> str | None:
+    """A key of the layer file beside 'select'."""
+    name = other_setting(
+        base,
+        hide=options.hide,
+        drop_xattrs=options.drop_xattrs,
+        digests=options.digests,
+        hard_links=options.hard_links,
+    )
+    return "digests" if name == "digest" else name
+
+
 def announce_again(site: Site, changed_ns: int) -> bool:
     """Has hosts forget the names they did not find, when some came or went after the pointer was written.
 
@@ -164,6 +191,10 @@ class _Run:
         with self._step("check") as say:
             base = self._base()
             options = site.scan_options(base, (), request.on_error)
+            if base is not None and request.paths:
+                check_as_published(base, options)
+            elif base is not None and _other_setting(base, options):  # then nothing that is recorded can be trusted
+                options = dataclasses.replace(options, base=None)
             news = self._check(options, base)
             say(_summary(news))
         everything = base is None or not (request.paths or request.retire)
@@ -230,9 +261,9 @@ class _Run:
                         continue
                 else:
                     its = release_of(path, select)
-                    if (why := why_unfinished(volume, path, its, site.rules, clock)) is not None:
+                    if (unfinished := why_unfinished(volume, path, its, site.rules, clock)) is not None:
                         hint = "nothing was published; try again when it is complete"
-                        raise UnfinishedError(why, path=its, hint=hint)
+                        raise UnfinishedError(unfinished.why, path=its, hint=hint)
                 is_directory = status is None or stat.S_ISDIR(status.st_mode)
                 found[coverage(path, select, hide, is_directory=is_directory)].append(path)
             kept = self._retired_before(base, looker) if not (paths or retire) else ()

@@ -16,8 +16,8 @@ from mkmeta.linux.private_mount import open_private
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.pattern import Patterns
 from mkmeta.publisher.arrival import Clock, Coverage, clock_of, coverage, release_of, topmost, why_unfinished
-from mkmeta.publisher.levels import Looked, look_at_levels
-from mkmeta.publisher.release import Released, Request, announce_again, release
+from mkmeta.publisher.levels import Barren, Looked, Part, look_at_levels
+from mkmeta.publisher.release import Released, Request, announce_again, check_as_published, release
 from mkmeta.publisher.site import Site
 from mkmeta.scanner.scan import OnError
 
@@ -32,13 +32,23 @@ class Pass:
     failed: list[tuple[bytes, str]] = field(default_factory=list)  # could not be published, and why
     taken: list[bytes] = field(default_factory=list)  # new or gone, and published
     published: int = 0  # how often the pointer was written
+    again: dict[bytes, float] = field(default_factory=dict)  # levels to be looked at again, after so many seconds
+    select: Patterns = field(default_factory=lambda: Patterns(()))  # by which it looked
 
 
 def watch_once(
-    site: Site, *, max_rate: float | None, dry_run: bool = False, say: Callable[[str], None] = lambda _text: None
+    site: Site,
+    *,
+    part: Part | None = None,
+    barren: Barren | None = None,
+    max_rate: float | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] = lambda _text: None,
 ) -> Pass:
-    """One pass. Raises MkmetaError when nothing is published yet, the volume or the manifest cannot be read, or most of
-    it seems to be gone, and UsageError when the pointer is where releases may be.
+    """One pass: at all levels, or at a part; `barren` is what passes before remember.
+
+    Raises MkmetaError when nothing is published yet, or with other rules than the layer file has now, when the volume
+    or the manifest cannot be read, or most of it seems to be gone; UsageError when the pointer is among releases.
     """
     done = Pass()
     if not os.path.lexists(site.manifest):  # what is half copied just now would be taken for all there is
@@ -51,9 +61,11 @@ def watch_once(
     try:
         with ManifestReader.open(site.manifest) as reader:
             options = site.scan_options(reader, (), OnError.FAIL)
+            check_as_published(reader, options)
             select, hide = Patterns(options.select or (b"*",)), Patterns(options.hide)
+            done.select = select
             own = _pointer_directory(site, reader, select, hide)
-            done.looked = look_at_levels(volume, reader, skip=own, max_rate=max_rate)
+            done.looked = look_at_levels(volume, reader, part=part, skip=own, max_rate=max_rate, barren=barren)
         _check_there(site, done.looked)
         complete = _complete(site, volume, select, done)
     finally:
@@ -61,10 +73,24 @@ def watch_once(
     paths = topmost([*complete, *done.looked.gone])
     if not dry_run:
         _take(site, paths, done, say)
-        if not done.published:
+        if not done.published and done.looked.last_change_ns:
             with contextlib.suppress(LockedError):  # who publishes just now tells the hosts as well
                 done.published += announce_again(site, done.looked.last_change_ns)
     return done
+
+
+def carry_over(before: Pass, done: Pass) -> None:
+    """Adds to a pass what the one before has found where this one, which looked at a part, did not look."""
+    levels = done.looked.levels
+    above = {b"/".join(names[:depth]) for names in (level.split(b"/") for level in levels) for depth in range(1, 99)}
+
+    def kept(rows: list[tuple[bytes, str]]) -> list[tuple[bytes, str]]:
+        return [row for row in rows if os.path.dirname(row[0]) not in levels and row[0] not in above]
+
+    done.looked.changed += kept(before.looked.changed)
+    done.looked.unreadable += kept(before.looked.unreadable)
+    done.failed += kept(before.failed)
+    done.waiting += kept(before.waiting)
 
 
 def _pointer_directory(site: Site, reader: ManifestReader, select: Patterns, hide: Patterns) -> bytes | None:
@@ -101,11 +127,14 @@ def _complete(site: Site, volume: int, select: Patterns, done: Pass) -> list[byt
     waiting: dict[bytes, str] = {}
     for path in done.looked.new:
         release_path = release_of(path, select)
-        why = why_unfinished(volume, path, release_path, site.rules, clock)
-        if why is None:
+        unfinished = why_unfinished(volume, path, release_path, site.rules, clock)
+        if unfinished is None:
             found.append(path)
-        else:
-            waiting.setdefault(release_path, why)
+            continue
+        waiting.setdefault(release_path, unfinished.why)
+        if unfinished.seconds is not None:
+            level = os.path.dirname(path)
+            done.again[level] = min(unfinished.seconds, done.again.get(level, unfinished.seconds))
     done.waiting += waiting.items()
     return found
 

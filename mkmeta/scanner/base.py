@@ -329,6 +329,28 @@ def check_base(reader: ManifestReader, root: bytes) -> None:
         raise UsageError("the base has no facts to compare with", hint="scan without --base")
 
 
+def other_setting(
+    reader: ManifestReader,
+    *,
+    hide: tuple[bytes, ...],
+    drop_xattrs: tuple[bytes, ...],
+    digests: Collection[DigestName],
+    hard_links: HardLinks,
+) -> str | None:
+    """The first option that the base was made with another value of; None: with these."""
+    info = reader.info
+    dropped = info.drop_xattrs or (None if info.counts.get("dropped_xattrs") else ())
+    for name, theirs, ours in (
+        ("hide", info.hide, hide),
+        ("drop-xattr", dropped, drop_xattrs),
+        ("digest", set(reader.root.digests), set(digests)),
+        ("hard-links", info.hard_links, hard_links),
+    ):
+        if theirs != ours:
+            return name
+    return None
+
+
 def check_settings(
     reader: ManifestReader,
     *,
@@ -338,16 +360,9 @@ def check_settings(
     hard_links: HardLinks,
 ) -> None:
     """Raises UsageError when the base was made with others than these."""
-    info = reader.info
-    dropped = info.drop_xattrs or (None if info.counts.get("dropped_xattrs") else ())
-    for name, theirs, ours in (
-        ("--hide", info.hide, hide),
-        ("--drop-xattr", dropped, drop_xattrs),
-        ("--digest", set(reader.root.digests), set(digests)),
-        ("--hard-links", info.hard_links, hard_links),
-    ):
-        if theirs != ours:
-            raise UsageError(f"the base was made with another {name}", hint="use the same, or scan without --base")
+    name = other_setting(reader, hide=hide, drop_xattrs=drop_xattrs, digests=digests, hard_links=hard_links)
+    if name is not None:
+        raise UsageError(f"the base was made with another --{name}", hint="use the same, or scan without --base")
 
 
 def check_selection(reader: ManifestReader, select: tuple[bytes, ...]) -> None:

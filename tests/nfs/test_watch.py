@@ -1,4 +1,6 @@
-"""What a pass of `mkmeta watch` costs a file server: three requests for the root and each directory in it."""
+"""What a pass of `mkmeta watch` costs a file server: three requests for the root and each directory in it. And on the
+server itself, what clients do is heard of from the kernel.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mkmeta.pattern import Patterns
+from mkmeta.publisher.hearing import Events, Hearing, listen
 from tests.nfs.conftest import Connect
 from tests.nfs.server import call
 
@@ -54,3 +58,38 @@ def test_a_pass_is_three_requests_a_directory(connect: Connect, volume: Path, tm
     print(f"one release taken: {sent() - before} requests; {done.stdout}")
     assert "a7/b3/v2" in done.stdout
     assert call("ls", client.where / "a7/b3") == "v1\nv2\n"
+
+
+def heard(hearing: Hearing) -> dict[bytes, bool]:
+    """Since it was last asked; nothing was lost."""
+    found = hearing.collect(Patterns([b"*/*/v*"]))
+    assert not found.everything
+    return found.levels
+
+
+def test_the_server_hears_what_its_clients_do(connect: Connect, volume: Path, tmp_path: Path) -> None:
+    """The kernel's server changes directories by the same functions as a program does, and they tell of it."""
+    (volume / "grp/paint/v1").mkdir(parents=True)
+    (tmp_path / "aside").mkdir()
+    client = connect("rw", export="no_root_squash,rw")
+    hearing, how = listen(os.fsencode(volume), Events.AUTO)
+    assert hearing is not None, how
+    try:
+        grp = client.where / "grp"
+        (grp / "paint/v2").mkdir()
+        assert heard(hearing) == {b"grp/paint": False}
+        (grp / "brush").mkdir()
+        (grp / "brush/v1").mkdir()
+        assert heard(hearing) == {b"grp": False, b"grp/brush": False}
+        os.rename(grp / "brush/v1", grp / "paint/v3")
+        assert heard(hearing) == {b"grp/brush": False, b"grp/paint": True}
+        (grp / "paint/v3/done").write_text("copied\n")
+        assert heard(hearing) == {b"grp/paint": False}, "its marker"
+        (grp / "paint/v3/done").unlink()
+        (grp / "paint/v3").rmdir()
+        assert heard(hearing) == {b"grp/paint": False}
+        list(grp.rglob("*"))
+        (grp / "paint/v2").chmod(0o700)
+        assert heard(hearing) == {}, "names neither came nor went"
+    finally:
+        hearing.close()

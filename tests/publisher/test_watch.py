@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from mkmeta.__main__ import main
+from mkmeta.config import read_config
+from mkmeta.linux.descriptors import closing
 from mkmeta.linux.statx import known_of
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NS, Directory, DirectoryKind
@@ -17,7 +24,10 @@ from mkmeta.publisher import levels
 from mkmeta.publisher import release as release_module
 from mkmeta.publisher import watch as watch_module
 from mkmeta.publisher.arrival import CLOCKS_APART, Clock, clock_of
+from mkmeta.publisher.site import Site as Publishing
+from mkmeta.publisher.watch import watch_once
 from tests.calling import Result
+from tests.conftest import Mount
 from tests.publisher.sites import Site
 from tests.store.processes import fork, run_killed, wait
 
@@ -382,6 +392,112 @@ def test_what_was_retired_is_not_taken_again(site: Site) -> None:
     site.make("brush/v1")
     watch(site)
     assert site.names() == {"paint/v2", "brush/v1", "brush/v2"}
+
+
+@pytest.mark.parametrize(
+    ("key", "more", "select"),
+    [
+        ("select", "", 'grp/*/v*/lib", "grp/*/v*/doc'),
+        ("hide", 'hide = ["**/*.pyc"]\n', "grp/*/v*/lib"),
+        ("digests", 'digests = ["blake3"]\n', "grp/*/v*/lib"),
+    ],
+)
+def test_other_rules_than_those_that_published_are_noticed(site: Site, key: str, more: str, select: str) -> None:
+    """Also when nothing is new. Then all has to be looked at, and who calls for that knows that nobody is copying."""
+    (site.volume / "grp/paint/v1/lib/m0.pyc").touch()
+    site.call("release", "-q", "grp/paint/v1")
+    site.configure(f"quiet = 0\n{more}", select=select)
+    before = site.state
+    for done in (watch(site, check=1), site.call("release", "grp/paint/v1", check=1)):
+        assert f"the layer file has another '{key}' than what is published was made with" in done.err
+        assert "mkmeta release without PATH, once, when nobody is copying" in done.err
+    assert site.state == before
+    site.call("release", "-q")
+    assert site.pointer.id.hex() == site.full_scan()
+    assert site.pointer.serial == 3
+    site.make("paint/v3")
+    watch(site)
+    assert site.names() == {"paint/v1", "paint/v2", "paint/v3"}
+
+
+def test_what_is_barren_is_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `**` there are as many directories to look at as the volume has; most are leaves, and have nothing."""
+    monkeypatch.setattr(levels, "TRUST_MARGIN", 0)
+    site = Site(tmp_path)
+    site.configure("quiet = 0\n", select="**/site-packages")
+    (site.volume / "py/site-packages").mkdir(parents=True)
+    for number in range(40):
+        (site.volume / f"data/{number % 4}/{number}").mkdir(parents=True)
+    site.call("release", "-q")
+    time.sleep(0.1)
+    publishing = Publishing.of(
+        read_config(os.fsencode(site.config)), manifest_only=True, quiet=0, wait=9, note=lambda _text: None
+    )
+    barren = levels.Barren()
+    first, second = [watch_once(publishing, barren=barren).looked.listed for _ in range(2)]
+    assert first - second == 40 + 2, "all leaves, those of paint/v1 among them"
+    (site.volume / "data/3/39/site-packages").mkdir()
+    done = watch_once(publishing, barren=barren)
+    assert done.taken == [b"data/3/39/site-packages"]
+    (site.volume / "data/2/38/deeper").mkdir()
+    time.sleep(0.1)
+    for _ in range(2):
+        watch_once(publishing, barren=barren)
+    (site.volume / "data/2/38/deeper/site-packages").mkdir()
+    shutil.rmtree(site.volume / "data/1/37")
+    os.rename(site.volume / "data/0/36", site.volume / "data/1/37")
+    (site.volume / "data/1/37/site-packages").mkdir()
+    done = watch_once(publishing, barren=barren)
+    assert done.taken == [b"data/1/37/site-packages", b"data/2/38/deeper/site-packages"]
+    assert watch_once(publishing).looked.new == []
+
+
+def test_barren_ones_are_those_of_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was retired or hidden is nothing new; when it no longer is, it is."""
+    monkeypatch.setattr(levels, "BARREN_MAX", 1)
+    barren = levels.Barren()
+    with closing(os.open(tmp_path, os.O_RDONLY)) as fd:
+        seen = known_of(b".", fd)
+    for rules, expected in (("one", [False, False]), ("one", [True, False]), ("other", [False, False])):
+        barren.begin(rules)
+        assert [barren.has(name, seen) for name in (b"a", b"b")] == expected
+        for name in (b"a", b"b"):
+            barren.add(name, seen)
+    barren.begin("other")
+    assert not barren.has(b"a", seen._replace(change_time_ns=seen.change_time_ns + 1))
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("events", ["auto", "never"])
+def test_a_service_that_goes_on(mount: Mount, events: str) -> None:
+    """As systemd starts it: with events, what comes is taken long before the next look at everything."""
+    site = Site(mount("tmpfs") / "site")
+    site.configure("quiet = 0\n")
+    site.call("release", "-q")
+    every = ["--every", "1h" if events == "auto" else "1s"]
+    command = [sys.executable, "-m", "mkmeta", "watch", "--config", str(site.config), "--json", "--events", events]
+    with subprocess.Popen([*command, *every], stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        try:
+            first = json.loads(service.stdout.readline())
+            assert (first["message_type"], first["events"]) == ("watching", events == "auto")
+            assert json.loads(service.stdout.readline())["message_type"] == "summary"
+            site.make("paint/v2")
+            site.make("brush/v1")
+            while site.names() != {"paint/v1", "paint/v2", "brush/v1"}:
+                assert json.loads(service.stdout.readline())
+            site.config.write_text("broken")
+            site.make("paint/v3")
+            time.sleep(0.1)
+            assert service.poll() is None
+            site.configure("quiet = 0\n")
+            site.make("paint/v4")
+            while site.names() != {"paint/v1", "paint/v2", "paint/v3", "paint/v4", "brush/v1"} and events == "never":
+                assert json.loads(service.stdout.readline())
+        finally:
+            service.terminate()
+            service.communicate()
+    assert service.returncode == 128 + signal.SIGTERM
 
 
 def test_two_watchers_publish_once(site: Site) -> None:
