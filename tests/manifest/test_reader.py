@@ -14,7 +14,9 @@ from mkmeta.codec.container import FRAME_COMPRESSED_MAX
 from mkmeta.errors import FormatError
 from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
-from tests.vectors.assemble import Draft, file
+from mkmeta.model import NAME_MAX, PATH_LIMIT
+from tests.manifest.hostile import deep
+from tests.vectors.assemble import Draft, entry, file
 from tests.vectors.reject import base
 
 
@@ -72,3 +74,21 @@ def test_walk_of_deep_trees_does_not_recurse() -> None:
         assert sum(1 for _ in reader.walk()) == 2002
         assert reader.find(b"/".join([b"d"] * 2001)) is not None
         assert reader.find(b"/".join([b"d"] * 2002)) is None
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["no facts", "facts"])
+def test_the_longest_path(known: bool) -> None:
+    """The kernel would not follow a redirect to a longer one."""
+
+    def read(length: int) -> None:
+        last = entry(b"n" * (length - LEVELS * (NAME_MAX + 1)), 0o010644)
+        parts = deep(LEVELS, lambda level: [] if level else [last], b"~" * NAME_MAX, known=known)
+        with opened(parts.encode()) as reader:
+            check(reader)
+
+    read(PATH_LIMIT)
+    with pytest.raises(FormatError, match="path is longer than"):
+        read(PATH_LIMIT + 1)
+
+
+LEVELS = 15  # of directories whose names are as long as can be

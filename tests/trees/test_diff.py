@@ -252,8 +252,16 @@ def test_a_layer_is_what_is_on_disk(tmp_path: Path) -> None:
 def test_two_layers(tmp_path: Path) -> None:
     for name, tree in (("one", d(M, d=d(O, x=X), e=d(O, y=Y))), ("two", d(M, d=d(O, x=Y)))):
         build_layer(manifest_from(tree), tmp_path / name, with_plan(userxattr=True))
+    open_before = set(os.listdir("/proc/self/fd"))
     with LayerTree(os.fsencode(tmp_path / "one")) as one, LayerTree(os.fsencode(tmp_path / "two")) as other:
+        assert [one.find(path) is None for path in (b"d/x", b"d/nothing", b"d/x/below", b"e")] == [
+            False,
+            True,
+            True,
+            False,
+        ]
         assert [(item.path, item.changes) for item in diff(one, other)] == [(b"d/x", ["size"]), (b"e", [])]
+    assert set(os.listdir("/proc/self/fd")) <= open_before
 
 
 def test_no_layer_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +18,7 @@ from mkmeta.errors import FormatError
 from mkmeta.manifest.check import check_all
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import DigestName, DirectoryKind, RegularFile
+from mkmeta.trees.dump_text import DumpText
 from mkmeta.trees.from_dump import import_dump
 from tests import strategies as some
 from tests.erofs.dumps import ROOT, texts
@@ -179,6 +182,31 @@ def _one_file(root: Path) -> Path:
     root.mkdir()
     (root / "file").write_text("x")
     return root
+
+
+class Counted(dict[bytes, bytes]):
+    """Counts how often something is looked up."""
+
+    asked = 0
+
+    def get(self, key: bytes, default: object = None) -> Any:
+        self.asked += 1
+        return super().get(key, default)
+
+
+def test_links_to_links_are_each_followed_once() -> None:
+    """However long the chain is that a text makes of them: the work does not grow with its square."""
+    names = [b"%04d" % number for number in range(2000)]
+    text = lines(
+        b"/0000 0 100644 %s - - -" % PLAIN,
+        *(b"/%s 0 @100644 %s %s - -" % (new, PLAIN, old) for old, new in pairwise(names)),
+    )
+    with DumpText(lambda path: path) as read:
+        read.read(io.BytesIO(text), lambda _: None)
+        read.links = counted = Counted(read.links)
+        assert list(read.targets()) == [b"0000"]
+    assert set(counted.values()) == {b"0000"}
+    assert counted.asked < 10 * len(names)
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
