@@ -102,6 +102,11 @@ def _histogram_triggers() -> bool:
     return Path("/sys/kernel/tracing/events/nfs/nfs_lookup_exit/hist").exists()
 
 
+def _traceable_calls() -> bool:
+    """Whether system calls are trace events here (CONFIG_FTRACE_SYSCALLS), and tracefs is where it is looked for."""
+    return Path("/sys/kernel/tracing/events/syscalls/sys_enter_openat/id").exists()
+
+
 def _living_systemd(scratch: Path) -> bool:
     """Whether systemd can be the first process of namespaces of its own, as tests/systemd/boot.sh makes them."""
     script = f"mount -t cgroup2 cgroup {scratch}/top"
@@ -128,6 +133,7 @@ def _probe() -> dict[str, bool]:
             "rez": Path(sys.executable).with_name("rez-release").exists(),
             "NFS sandbox": root and "MKMETA_NFS_SANDBOX" in os.environ,  # set by tests/uml/guest.py, tests/vm/guest.py
             "histogram triggers": root and _histogram_triggers(),
+            "bpftrace": root and shutil.which("bpftrace") is not None and _traceable_calls(),
         }
         tools = (
             "rsync",

@@ -37,7 +37,7 @@ def read(tally: Tally, stream: BinaryIO) -> None:
                     longest[len(path)] = longest.get(len(path), 0) + int(count)
                 if path[:1] == b"/":
                     tally.add(path, _KINDS[kind], int(count))
-                else:
-                    tally.lost["relative"] += int(count)
+                else:  # a path that could not be read is printed as none
+                    tally.lost["relative" if path else "cut"] += int(count)
     tally.lost["cut"] += longest.get(cut_at, 0)
     tally.lost["drops"] += max(calls - counted, 0)
