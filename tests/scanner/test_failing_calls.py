@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from mkmeta.model import Directory, DirectoryKind, path_within
-from mkmeta.scanner import directory, looking
+from mkmeta.model import DigestName, Directory, DirectoryKind, path_within
+from mkmeta.scanner import directory, looking, worker
 from tests.scanner.helpers import Scanned, scan_tree
 
 pytestmark = pytest.mark.needs("user xattrs")
@@ -111,3 +112,22 @@ def test_what_is_not_exact_is_left_out(volume: Path, monkeypatch: pytest.MonkeyP
         if times > 1:
             said = "changed while it was read, twice" if number in GONE else os.strerror(number).lower()
             assert said in scanned.left_out()[b"bad"]
+
+
+@pytest.mark.parametrize("digests", [(), (DigestName.BLAKE3,)])
+def test_no_descriptor_is_kept(volume: Path, monkeypatch: pytest.MonkeyPatch, digests: tuple[DigestName, ...]) -> None:
+    """More directories and files than a process may have open."""
+    monkeypatch.setattr(worker, "LANES_MAX", 1)  # each has some of its own
+    for number in range(2 * SPARE):
+        (volume / f"many/{number}").mkdir(parents=True)
+        (volume / f"many/{number}/file").write_text("content")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + SPARE, hard))
+    try:
+        scanned = scan_tree(volume, digests=digests)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not scanned.left_out() and scanned.report.counts.files >= 2 * SPARE
+
+
+SPARE: Final = 100  # descriptors, beyond those that are open
