@@ -1,38 +1,61 @@
-"""Publishers and watchers that are killed, in each other's way, without room and with wrong clocks.
+"""Publishers and watchers that are killed, in each other's way, without room, without a server and with wrong clocks.
 
 In the end, what is published is what a scan of everything gives; at any time, the pointer names a whole manifest.
-MKMETA_CHAOS_ROUNDS and MKMETA_CHAOS_SEED (any number) make it longer, and another one.
+MKMETA_CHAOS_ROUNDS makes it longer; MKMETA_CHAOS_SEED, which each run prints (`-rP`), brings back the same things.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from mkmeta.__main__ import main
 from mkmeta.errors import ExitCode
+from mkmeta.linux.mount import MNT_DETACH, umount2
 from tests.conftest import Mount
+from tests.host.served import Served, needs_fuse
 from tests.publisher.sites import Site
 from tests.store.processes import fork, run_killed, wait
 
 pytestmark = pytest.mark.slow
 
-ROUNDS = int(os.environ.get("MKMETA_CHAOS_ROUNDS", "100"))
+ROUNDS = int(os.environ.get("MKMETA_CHAOS_ROUNDS", "50"))
+SEED = int(os.environ.get("MKMETA_CHAOS_SEED", random.SystemRandom().randrange(10**6)))
 AHEAD_NS = 300 * 10**9  # a clock five minutes ahead
 FILLED = 64 << 10  # bytes left of the filesystem when it is full: less than a call needs, with its manifests
+
+
+@dataclass
+class ServedSite(Site):
+    """What is published is seen through a server that can stop; whoever copies releases is on the server."""
+
+    @property
+    def seen(self) -> Path:
+        return self.top / "seen"
+
+    def configure(self, more: str = "", select: str = "grp/*/v*/lib") -> None:
+        super().configure(more, select)
+        self.seen.mkdir(exist_ok=True)
+        text = self.config.read_text()
+        self.config.write_text(text.replace(f'volume = "{self.volume}"', f'volume = "{self.seen}"'))
 
 
 class Chaos:
     """One site, and what happens to it."""
 
-    def __init__(self, site: Site, seed: int) -> None:
+    def __init__(self, site: Site, server: Served, seed: int) -> None:
         self.site = site
+        self.server = server
         self.chance = random.Random(seed)
         self.number = 0
         self.named = ""  # the release that the last call was for
@@ -135,6 +158,30 @@ class Chaos:
         self.check()
         filler.unlink()
 
+    def without_server(self) -> None:
+        """It stops in the middle of it, for a while: then they wait, one may be killed, and all goes on after."""
+        running = [fork(self.watch()), fork(self.release())]
+        time.sleep(self.chance.random() / 3)
+        self.server.hang()
+        time.sleep(self.chance.random() / 3)
+        if self.chance.random() < 0.5:
+            os.kill(running[self.chance.randrange(2)], signal.SIGKILL)
+        self.check()
+        self.server.resume()
+        self.end("stopped", running)
+
+    def with_errors(self) -> None:
+        """It answers with errors, from some moment on, for a while. Nothing is taken for gone."""
+        before = self.site.names()
+        running = [fork(self.watch())]
+        time.sleep(self.chance.random() / 3)
+        self.server.fail(self.chance.choice((errno.EIO, errno.EACCES, errno.ESTALE)))
+        running.append(fork(self.call("release", f"grp/{self.chance.choice(self.there)}")))
+        self.end("errors", running)
+        self.end("errors", [fork(self.watch())])
+        assert self.site.names() >= before & set(self.there)
+        self.server.resume()
+
     def end(self, word: str, running: list[int]) -> list[int]:
         """Waits, and counts. Returns those that ended with 0."""
         done = []
@@ -147,7 +194,10 @@ class Chaos:
 
     def step(self) -> None:
         """One round."""
-        rounds = (self.killed, self.killed, self.at_once, self.written_meanwhile, self.without_room)
+        rounds = (
+            *(self.killed, self.killed, self.at_once, self.written_meanwhile, self.without_room),
+            *(self.without_server, self.with_errors),
+        )
         self.chance.choice(rounds)()
         self.check()
 
@@ -176,19 +226,27 @@ def lenient(code: int) -> int:
 
 
 @pytest.mark.needs("root")
+@pytest.mark.skipif(not needs_fuse(), reason="no FUSE")
 def test_what_is_published_in_the_end_is_what_a_full_scan_gives(mount: Mount) -> None:
-    site = Site(mount("tmpfs", "size=8m") / "site")
+    site = ServedSite(mount("tmpfs", "size=8m") / "site")
     site.configure("quiet = 0\n")
-    site.call("release", "-q")
-    chaos = Chaos(site, int(os.environ.get("MKMETA_CHAOS_SEED", "14")))
-    for number in range(1, ROUNDS + 1):
-        chaos.step()
-        if number % 20 == 0 or number == ROUNDS:
-            settle(chaos)
+    try:
+        with Served(site.volume, site.seen) as server:
+            chaos = Chaos(site, server, SEED)
+            print(f"MKMETA_CHAOS_SEED={SEED}")  # noqa: T201 - pytest shows it with a failure
+            site.call("release", "-q")
+            for number in range(1, ROUNDS + 1):
+                chaos.step()
+                if number % 20 == 0 or number == ROUNDS:
+                    settle(chaos)
+    finally:
+        umount2(os.fsencode(site.seen), MNT_DETACH)
     print(ROUNDS, dict(sorted(chaos.ends.items())))  # noqa: T201 - by -rP
     if ROUNDS >= 100:  # it was chaos, and they were publishing nevertheless
         ends = chaos.ends
-        assert min(ends["killed True"], ends["at once 0"], ends["full 1"]) > 0, ends
+        assert min(ends["killed True"], ends["at once 0"], ends["full 1"], ends["stopped 0"], ends["errors 1"]) > 0, (
+            ends
+        )
 
 
 def settle(chaos: Chaos) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -26,8 +27,9 @@ from mkmeta.publisher import watch as watch_module
 from mkmeta.publisher.arrival import CLOCKS_APART, Clock, clock_of
 from mkmeta.publisher.site import Site as Publishing
 from mkmeta.publisher.watch import watch_once
+from mkmeta.scanner.scan import ScanOptions, ScanReport
 from tests.calling import Result
-from tests.conftest import Mount
+from tests.conftest import CAPABILITIES, Mount
 from tests.publisher.sites import Site
 from tests.store.processes import fork, run_killed, wait
 
@@ -507,6 +509,61 @@ def test_two_watchers_publish_once(site: Site) -> None:
     assert [wait(pid) for pid in running] == [0, 0]
     assert site.names() == {"paint/v1", "paint/v2", "paint/v3"}
     assert site.pointer.serial == before + 1
+
+
+def test_two_that_find_different_things_lose_nothing(site: Site) -> None:
+    """What the second begins with is what the first has published, not what was there when the first began."""
+    site.make("paint/v3")
+    (scanned, tell), (wait_for, go_on) = os.pipe(), os.pipe()
+
+    def slowly() -> int:
+        scan = release_module.scan
+
+        def and_wait(options: ScanOptions, stream: BinaryIO) -> ScanReport:
+            report = scan(options, stream)
+            os.write(tell, b".")
+            os.read(wait_for, 1)
+            return report
+
+        release_module.scan = and_wait  # type: ignore[assignment]  # in this process only
+        return main(["watch", "-q", "--once", "--config", str(site.config)])
+
+    first = fork(slowly)
+    assert os.read(scanned, 1) == b"."
+    site.make("paint/v4")
+    second = fork(lambda: main(["release", "-q", "--config", str(site.config), "grp/paint/v4"]))
+    for _ in range(40):  # it would be done by now, if it did not wait for the first
+        if os.waitid(os.P_PID, second, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(0.05)
+    os.write(go_on, b".")
+    assert [wait(first), wait(second)] == [0, 0]
+    for fd in (scanned, tell, wait_for, go_on):
+        os.close(fd)
+    assert site.names() == {"paint/v1", "paint/v2", "paint/v3", "paint/v4"}
+    assert site.full_scan() == site.pointer.id.hex()
+
+
+@pytest.mark.parametrize("minutes", [-5, 5])
+@pytest.mark.parametrize("beside", [True, False], ids=["pointer on the volume", "pointer elsewhere"])
+def test_clocks_five_minutes_apart_do_no_harm(
+    tmp_path: Path, mount: Mount, monkeypatch: pytest.MonkeyPatch, minutes: int, beside: bool
+) -> None:
+    """What was copied a moment ago is not taken for quiet; what is quiet is, at the latest five minutes later."""
+    top = tmp_path if beside or not CAPABILITIES["root"] else mount("tmpfs")
+    site = Site(top)
+    where = site.pointer_path if top == tmp_path else tmp_path / "sw.json"
+    site.configure('quiet = "1m"\n')
+    site.config.write_text(site.config.read_text().replace(str(site.pointer_path), str(where)))
+    site.call("release", "-q")
+    site.make("paint/v3")
+    true = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: true() + minutes * 60 * NS)
+    done = watch(site)
+    assert "waiting: grp/paint/v3: was changed" in done.err
+    if top != tmp_path:
+        monkeypatch.setattr(time, "time_ns", lambda: true() + (minutes + 11) * 60 * NS)
+        assert "taken: grp/paint/v3/lib" in watch(site).err
 
 
 def test_one_that_is_killed_loses_nothing(site: Site) -> None:
