@@ -27,7 +27,7 @@ from mkmeta.publisher import watch as watch_module
 from mkmeta.publisher.arrival import CLOCKS_APART, Clock, clock_of
 from mkmeta.publisher.site import Site as Publishing
 from mkmeta.publisher.watch import watch_once
-from mkmeta.scanner.scan import ScanOptions, ScanReport
+from mkmeta.scanner.scan import ScanOptions, ScanReport, scan
 from tests.calling import Result
 from tests.conftest import CAPABILITIES, Mount
 from tests.publisher.sites import Site
@@ -511,21 +511,19 @@ def test_two_watchers_publish_once(site: Site) -> None:
     assert site.pointer.serial == before + 1
 
 
-def test_two_that_find_different_things_lose_nothing(site: Site) -> None:
+def test_two_that_find_different_things_lose_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the second begins with is what the first has published, not what was there when the first began."""
     site.make("paint/v3")
     (scanned, tell), (wait_for, go_on) = os.pipe(), os.pipe()
 
     def slowly() -> int:
-        scan = release_module.scan
-
         def and_wait(options: ScanOptions, stream: BinaryIO) -> ScanReport:
             report = scan(options, stream)
             os.write(tell, b".")
             os.read(wait_for, 1)
             return report
 
-        release_module.scan = and_wait  # type: ignore[assignment]  # in this process only
+        monkeypatch.setattr(release_module, "scan", and_wait)  # in this process only
         return main(["watch", "-q", "--once", "--config", str(site.config)])
 
     first = fork(slowly)
