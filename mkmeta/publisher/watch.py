@@ -82,7 +82,8 @@ def watch_once(
 def carry_over(before: Pass, done: Pass) -> None:
     """Adds to a pass what the one before has found where this one, which looked at a part, did not look."""
     levels = done.looked.levels
-    above = {b"/".join(names[:depth]) for names in (level.split(b"/") for level in levels) for depth in range(1, 99)}
+    names_of = [level.split(b"/") for level in levels]
+    above = {b"/".join(names[:depth]) for names in names_of for depth in range(1, len(names) + 1)}
 
     def kept(rows: list[tuple[bytes, str]]) -> list[tuple[bytes, str]]:
         return [row for row in rows if os.path.dirname(row[0]) not in levels and row[0] not in above]
