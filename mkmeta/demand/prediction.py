@@ -2,12 +2,16 @@
 
 Measured (docs/figures.md; tests/nfs/test_demand.py), and the same for NFS 3 and 4.2 but for opens:
 
-    way         a LOOKUP for each directory found on the volume, an ACCESS for each in which something is asked
+    way         a LOOKUP for each directory found on the volume, but in one that was listed, which tells of it; an
+                ACCESS for each in which something is asked
     misses      one for each name that is not there; none in a directory that is recorded completely
-    stats       one LOOKUP for each name; none in a complete directory, but in `merge`, where the volume is asked too
-                for files whose content is not held: of which files attributes were asked for, no profile says
-    listings    one READDIR for each directory; none for a complete one
-    opens       two for each file (OPEN and CLOSE, or what NFS 3 has instead), and through an overlay a LOOKUP on NFS 4
+    stats       one LOOKUP for each name, but in a directory that was listed before; none in a complete one, but in
+                `merge`, where the volume is asked too for files whose content is not held: of which files attributes
+                were asked for, no profile says. Of those that are opened then, it is with NFS 4 the same LOOKUP
+    listings    one READDIR for each directory, and a GETATTR each time it was known before; without an overlay, NFS 4
+                asks once more when it is asked for itself after that; none for a complete one
+    opens       two for each file (OPEN and CLOSE; NFS 3 has LOOKUP and ACCESS, and a GETATTR each time it is opened
+                again, but in `nested`), and through an overlay a LOOKUP on NFS 4
     reads       one for each MiB of it
 
 A file whose content the layer holds costs nothing. What is asked again within the cache's time costs nothing either,
@@ -21,7 +25,17 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
-from mkmeta.demand.reading import FIRST_MISSES, FIRST_OPENS, FIRST_STATS, LISTINGS, Demand
+from mkmeta.demand.reading import (
+    CHECKED,
+    FIRST_MISSES,
+    FIRST_OPENS,
+    FIRST_STATS,
+    KNOWN_LISTINGS,
+    LISTED_STATS,
+    LISTINGS,
+    OPENED_STATS,
+    Demand,
+)
 from mkmeta.demand.shape import ManifestShape
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Directory, DirectoryKind, RegularFile
@@ -46,6 +60,7 @@ class Requests:
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     found: set[bytes] = field(default_factory=set)  # directories looked up on the volume
     asked: set[bytes] = field(default_factory=set)  # directories in which something is
+    listed: set[bytes] = field(default_factory=set)  # directories whose listing tells of those in them
 
     def add(self, kind: str, count: int, directory: bytes) -> None:
         """So many requests for names in a directory on the volume, and what the way there takes."""
@@ -69,7 +84,8 @@ class Requests:
 
     def total(self) -> dict[str, int]:
         """By kind."""
-        return {**self.counts, "way": len(self.found) + len(self.asked)}
+        told = sum(path.rpartition(b"/")[0] in self.listed for path in self.found)
+        return {**self.counts, "way": len(self.found) - told + len(self.asked)}
 
 
 @dataclass(slots=True)
@@ -93,7 +109,7 @@ class Predictor:
         self._reader = reader
         self._shape = ManifestShape(reader)
         self._inline = inline
-        self._overlay_open = 2 if nfs == "3" else 3
+        self._nfs3 = nfs == "3"
         self.prediction = Prediction({name: dict.fromkeys(KINDS, 0) for name in (PLAIN, *PROFILES)}, {})
 
     def add(self, demand: Demand) -> None:
@@ -101,11 +117,12 @@ class Predictor:
         mounts = {name: Requests() for name in (PLAIN, *PROFILES)}
         missing: set[tuple[bytes, bytes]] = set()
         opens = {path: counts[FIRST_OPENS] for path, counts in demand.directories.items()}
+        opened: dict[bytes, list[bool]] = {}  # by directory: of each file, whether its content is held
         for path, count in demand.files.items():
             parent = path.rpartition(b"/")[0]
             opens[parent] = max(opens.get(parent, 0) - 1, 0)
             if count:
-                self._file(mounts, path)
+                opened.setdefault(parent, []).append(self._file(mounts, path, count))
         for path, counts in demand.directories.items():
             served, directory, name = self._place(path)
             misses = counts[FIRST_MISSES]
@@ -114,7 +131,8 @@ class Predictor:
                 missing.add((directory, name))
             self._misses(mounts, served, directory, misses)
             if name is None or served is _Served.THROUGH:
-                self._found(mounts, served, directory, counts, opens[path])
+                stats = self._merged_stats(directory, counts, opened.get(path, [])) if served is _Served.COMPLETE else 0
+                self._found(mounts, served, directory, counts, opens[path], stats)
         for mount, requests in mounts.items():
             for kind, count in requests.total().items():
                 self.prediction.requests[mount][kind] += count
@@ -143,28 +161,55 @@ class Predictor:
             self.prediction.stay[directory] = self.prediction.stay.get(directory, 0) + count
 
     def _found(
-        self, mounts: Mapping[str, Requests], served: _Served, directory: bytes, counts: list[int], opens: int
+        self,
+        mounts: Mapping[str, Requests],
+        served: _Served,
+        directory: bytes,
+        counts: list[int],
+        opens: int,
+        merged_stats: int,
     ) -> None:
-        listings = min(counts[LISTINGS], 1)
+        listings = min(counts[LISTINGS], 1) + counts[KNOWN_LISTINGS]
         for name, requests in mounts.items():
             if name == Profile.DATA_ONLY and served is not _Served.COMPLETE:
                 continue
             asks = name == PLAIN or served is not _Served.COMPLETE
-            stats = counts[FIRST_STATS]
+            stats = counts[FIRST_STATS] - counts[LISTED_STATS]
             if not asks:
-                stats = round(stats * self._asked_share(directory)) if name == Profile.MERGE and stats else 0
+                stats = merged_stats if name == Profile.MERGE else 0
             requests.add("stats", stats, directory)
-            requests.add("listings", listings if asks else 0, directory)
-            requests.add("opens", opens * (2 if name == PLAIN else self._overlay_open), directory)
+            if asks and counts[LISTINGS]:
+                requests.add("listings", listings, directory)
+                requests.listed.add(directory)
+                if name == PLAIN and not self._nfs3:
+                    requests.add("listings", min(counts[CHECKED], 1), directory)
+            requests.add("opens", opens * self._opens(name, 1), directory)
             requests.add("reads", opens, directory)
             if not asks and name != Profile.DATA_ONLY and any(counts):
                 self._way(requests, directory)
 
-    def _file(self, mounts: Mapping[str, Requests], path: bytes) -> None:
+    def _merged_stats(self, directory: bytes, counts: list[int], opened: list[bool]) -> int:
+        """The names in a complete directory that `merge` asks the volume for, but for those it does to open them.
+
+        `opened`: of each file that is, whether its content is held.
+        """
+        both = counts[OPENED_STATS]
+        others = counts[FIRST_STATS] - both
+        alone = round(others * self._asked_share(directory)) if others else 0
+        return alone + (round(both * opened.count(False) / len(opened)) if both and opened and self._nfs3 else 0)
+
+    def _opens(self, mount: str, times: int) -> int:
+        """The requests for a file that is opened so many times."""
+        if self._nfs3:
+            return 2 if mount == Profile.NESTED else 1 + times
+        return 2 if mount == PLAIN else 3
+
+    def _file(self, mounts: Mapping[str, Requests], path: bytes, times: int) -> bool:
+        """Adds a file that is opened so many times; whether its content is held."""
         parent, _, name = path.rpartition(b"/")
         served, directory, missing = self._place(parent)
         if missing is not None:
-            return
+            return False
         node = (
             self._reader.find(directory + b"/" + name if directory else name) if served is not _Served.THROUGH else None
         )
@@ -172,10 +217,11 @@ class Predictor:
         reads = -(-node.size // _READ_BYTES) if isinstance(node, RegularFile) else 1
         for mount, requests in mounts.items():
             if mount == PLAIN or not held:
-                requests.add("opens", 2 if mount == PLAIN else self._overlay_open, directory)
+                requests.add("opens", self._opens(mount, times), directory)
                 requests.add("reads", reads, directory)
             elif mount != Profile.DATA_ONLY:
                 self._way(requests, directory)
+        return held
 
     def _asked_share(self, directory: bytes) -> float:
         """The share of files in a complete directory whose content is not held: `merge` asks the volume for these."""

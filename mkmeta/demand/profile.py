@@ -59,11 +59,15 @@ class Row(NamedTuple):
     first_misses: int = 0
     first_stats: int = 0
     first_opens: int = 0
+    known_listings: int = 0
+    listed_stats: int = 0
+    opened_stats: int = 0
+    checked: int = 0
     mount: int = 0
     is_file: bool = False
 
 
-COUNTS: Final = Row._fields[1:9]
+COUNTS: Final = Row._fields[1:13]
 _FIRST: Final = {"first_misses": "misses", "first_stats": "stats", "first_opens": "opens"}
 
 
@@ -126,7 +130,7 @@ def _fields(row: Row) -> dict[str, object]:
         record["mount"] = row.mount
     if row.is_file:
         return {**record, "opens": row.opens}
-    for name, count in zip(COUNTS, row[1:9], strict=True):
+    for name, count in zip(COUNTS, row[1:13], strict=True):
         whole = _FIRST.get(name)
         if (count != getattr(row, whole)) if whole else count:
             record[name] = count
@@ -183,12 +187,15 @@ class ProfileReader:
         values = (
             *(misses, stats, opens, get("listings", 0), get("writes", 0)),
             *(get("first_misses", misses), get("first_stats", stats), get("first_opens", opens)),
+            *(get("known_listings", 0), get("listed_stats", 0), get("opened_stats", 0), get("checked", 0)),
         )
         for value in values:
             if type(value) is not int or not 0 <= value <= COUNT_MAX:
                 raise self._error("a count that is not an integer from 0 to 2^63 - 1")
         if values[5] > misses or values[6] > stats or values[7] > opens:
             raise self._error("more first calls than calls")
+        if values[8] > values[3] or max(values[9:11]) > values[6]:
+            raise self._error("more calls of a kind than calls")
         return Row(path, *values, mount, is_file)
 
     def _path(self, record: Mapping[str, Any], key: str) -> bytes:

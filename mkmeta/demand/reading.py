@@ -24,6 +24,7 @@ from mkmeta.demand.profile import (
 )
 
 MISSES, STATS, OPENS, LISTINGS, WRITES, FIRST_MISSES, FIRST_STATS, FIRST_OPENS = range(8)  # of counts, as in Row
+KNOWN_LISTINGS, LISTED_STATS, OPENED_STATS, CHECKED = range(8, 12)
 
 
 @dataclass(slots=True)
@@ -62,9 +63,9 @@ class Demand:
             return
         counts = self.directories.get(path)
         if counts is None:
-            self.directories[path] = list(row[1:9])
+            self.directories[path] = list(row[1:13])
         else:
-            for place, count in enumerate(row[1:9]):
+            for place, count in enumerate(row[1:13]):
                 counts[place] += count
 
 

@@ -17,6 +17,8 @@ from mkmeta.model import PATH_LIMIT
 
 MISS, STAT, OPEN, LISTING, WRITE = range(5)  # places of counts, as in Row
 _FIRST: Final = 5  # first_misses is so far behind misses
+_KNOWN_LISTING, _LISTED_STAT, _OPENED_STAT, _CHECKED = range(8, 12)
+_IN_LISTED: Final = 5  # beside MISS and so on, of a name: it was asked for in a directory that had been listed
 _BITS: Final = (1 << 28) - 1
 
 
@@ -33,6 +35,7 @@ class Tally:
         self._files: dict[bytes, int] = {}
         self._room = PATH_ROOM
         self._seen = bytearray((_BITS + 1) >> 3)
+        self._settled = False
 
     def add(self, path: bytes, kind: int, times: int = 1) -> None:
         """A miss, a stat or an open of an absolute path."""
@@ -53,9 +56,18 @@ class Tally:
         bit = crc32(path, kind) & _BITS
         if not self._seen[bit >> 3] & 1 << (bit & 7):
             self._seen[bit >> 3] |= 1 << (bit & 7)
-            counts[kind + _FIRST] += 1
+            if kind != STAT:
+                counts[kind + _FIRST] += 1
+                counts[_OPENED_STAT] += kind == OPEN and self._is_marked(path, STAT)
+            elif not self._is_marked(path, OPEN):
+                counts[STAT + _FIRST] += 1
+                if counts[LISTING]:
+                    counts[_LISTED_STAT] += 1
+                    self._mark(path, _IN_LISTED)
         if kind == OPEN:
             self._open(path, times)
+        elif kind == STAT and (own := self._counts.get(path)) is not None and own[LISTING]:
+            own[_CHECKED] = 1
 
     def add_directory(self, path: bytes, kind: int, times: int = 1) -> None:
         """A listing of a directory at an absolute path, or a write into it."""
@@ -63,9 +75,14 @@ class Tally:
         if not (path + b"/").startswith(self._prefixes):
             self.outside += times
             return
-        counts = (self._counts.get(path) or self._new(path)) if self._is_possible(path, times) else None
+        if not self._is_possible(path, times):
+            return
+        known = path in self._counts or self._is_marked(path, STAT)
+        counts = self._counts.get(path) or self._new(path)
         if counts is not None:
             counts[kind] += times
+            if kind == LISTING:
+                counts[_KNOWN_LISTING] += times - (not known)
 
     def add_counts(self, directory: bytes, misses: int, stats: int, opens: int) -> None:
         """Calls of which the names are not known: each counts as the first of its name."""
@@ -76,14 +93,44 @@ class Tally:
                 counts[place + _FIRST] += count
 
     def rows(self) -> Iterator[Row]:
-        """All that was counted, by mount and path; no count is larger than a profile can say."""
+        """All that was counted, by mount and path; no count is larger than a profile can say. It ends the counting."""
+        for path in self._counts if not self._settled else ():
+            self._count_once(path)
+        self._settled = True
         for path in sorted(self._counts):
             mount, inside = self._place(path)
-            yield Row._make((inside, *(min(count, COUNT_MAX) for count in self._counts[path]), mount, False))
+            counts = self._counts[path]
+            for part in (_LISTED_STAT, _OPENED_STAT):  # a bit that is another name's may be wrong by one
+                counts[part] = min(max(counts[part], 0), counts[STAT + _FIRST])
+            yield Row._make((inside, *(min(count, COUNT_MAX) for count in counts), mount, False))
         for path in sorted(self._files):
             mount, inside = self._place(path)
             opens = min(self._files[path], COUNT_MAX)
             yield Row(inside, opens=opens, first_opens=opens, mount=mount, is_file=True)
+
+    def _count_once(self, path: bytes) -> None:
+        """Takes back first calls that a client makes once, on the way to what is in a directory and for itself."""
+        counts = self._counts[path]
+        if self._is_marked(path, STAT):
+            above = self._counts.get(path.rpartition(b"/")[0])
+            if above is not None and above[STAT + _FIRST]:
+                above[STAT + _FIRST] -= 1
+                above[_LISTED_STAT] -= self._is_marked(path, _IN_LISTED)
+            return
+        at = path if not any(counts[STAT : WRITE + 1]) else b""
+        while at and at not in self.points:
+            if self._is_marked(at, MISS) and not self._is_marked(at, STAT):
+                counts[MISS + _FIRST] = 0
+                return
+            at = at.rpartition(b"/")[0]
+
+    def _mark(self, path: bytes, kind: int) -> None:
+        bit = crc32(path, kind) & _BITS
+        self._seen[bit >> 3] |= 1 << (bit & 7)
+
+    def _is_marked(self, path: bytes, kind: int) -> bool:
+        bit = crc32(path, kind) & _BITS
+        return bool(self._seen[bit >> 3] & 1 << (bit & 7))
 
     def _place(self, path: bytes) -> tuple[int, bytes]:
         whole = path + b"/"
@@ -94,7 +141,7 @@ class Tally:
         if len(self._counts) >= PATHS_MAX - FILES_MAX or not self._charge(path):
             self.lost["directories"] += 1
             return None
-        return self._counts.setdefault(path, [0] * 8)
+        return self._counts.setdefault(path, [0] * 12)
 
     def _charge(self, path: bytes) -> bool:
         """Whether there is room for one more path; a path for which there is none takes none."""

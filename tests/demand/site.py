@@ -76,7 +76,7 @@ class Loop:
         """One run, with misses by directory of some profiles."""
         fade(self.history, now_ns, self.policy)
         for report in reports:
-            take(self.history, Demand({p: [n, 0, 0, 0, 0, n, 0, 0] for p, n in report.items()}), self.site)
+            take(self.history, Demand({p: [n, 0, 0, 0, 0, n, *[0] * 6] for p, n in report.items()}), self.site)
         outcome = decide(self.history, self.site, written or set(), self.policy, self.served())
         assert sum(one.cost for one in outcome.selected) <= self.policy.budget
         assert all(self.site.measure(one.path).refused is None for one in outcome.selected)

@@ -25,7 +25,7 @@ from mkmeta.demand.profile import (
     write_profile,
 )
 from mkmeta.demand.reading import Demand
-from mkmeta.demand.tally import LISTING, MISS, OPEN, Tally
+from mkmeta.demand.tally import LISTING, MISS, OPEN, STAT, Tally
 from mkmeta.model import PATH_LIMIT
 
 HEADER = Header(source=Source.STRACE, mounts=(ProfileMount(point=b"/sw"), ProfileMount(point=b"/\xff")), host="h")
@@ -41,7 +41,8 @@ def rows(draw: st.DrawFn) -> Row:
     first = [draw(st.integers(0, calls[n])) for n in range(3)]
     if draw(st.booleans()):
         return Row(draw(paths), opens=calls[0], first_opens=calls[0], is_file=True)
-    return Row._make((draw(paths), *calls, *first, draw(st.integers(0, 1)), False))
+    rest = (*(draw(st.integers(0, most)) for most in (calls[3], first[1], first[1])), draw(counts))
+    return Row._make((draw(paths), *calls, *first, *rest, draw(st.integers(0, 1)), False))
 
 
 def text_of(header: Header, wanted: list[Row]) -> bytes:
@@ -163,3 +164,47 @@ def test_keys_of_later_versions_are_passed_over() -> None:
     lines: list[dict[str, object]] = [{**HEAD, "new": [1]}, {"path": "a", "misses": 3, "new": {}}, {"rows": 1}]
     _, found = read(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     assert found == [Row(b"a", 3, first_misses=3)]
+
+
+def counted(*calls: tuple[str, int]) -> dict[bytes, Row]:
+    """Rows of calls: paths below /sw, and what was done with them."""
+    tally = Tally([b"/sw"])
+    for path, kind in calls:
+        (tally.add_directory if kind == LISTING else tally.add)(b"/sw/" + path.encode(), kind)
+    found = {row.path: row for row in tally.rows() if not row.is_file}
+    assert found == {row.path: row for row in tally.rows() if not row.is_file}, "and the same once more"
+    return found
+
+
+def test_a_directory_that_is_asked_for_in_vain_is_a_miss_once() -> None:
+    """What the loader does: a stat of a directory for what it would hold, after names in it; and below that."""
+    names = ("tls/libc.so", "tls", "tls/x86_64/libc.so", "tls/x86_64", "libc.so", "hwcaps/v3/libc.so")
+    found = counted(*((f"lib/{name}", MISS) for name in names))
+    assert {path: row.first_misses for path, row in found.items()} == {
+        b"lib": 2,  # tls, libc.so
+        b"lib/tls": 0,
+        b"lib/tls/x86_64": 0,
+        b"lib/hwcaps/v3": 1,  # nobody asked for hwcaps itself
+    }
+    assert sum(row.misses for row in found.values()) == len(names)
+
+
+def test_a_directory_on_the_way_is_no_stat() -> None:
+    found = counted(("a/lib", STAT), ("a/lib/none", MISS), ("a/file", STAT), ("a/empty", STAT))
+    assert (found[b"a"].stats, found[b"a"].first_stats) == (3, 2)
+
+
+def test_what_a_listing_tells_is_known() -> None:
+    """As Python imports: a directory is asked for, listed, asked for again, then names in it are."""
+    found = counted(
+        *(("lib", STAT), ("lib", LISTING), ("lib", STAT), ("lib/pkg", STAT), ("lib/pkg/init.so", MISS)),
+        *(("lib/pkg/init.py", STAT), ("lib/pkg", LISTING), ("lib/pkg/one.py", STAT), ("lib", LISTING)),
+    )
+    assert found[b""] == Row(b"", stats=2)
+    assert found[b"lib"] == Row(b"lib", stats=1, listings=2, known_listings=2, checked=1)
+    assert found[b"lib/pkg"] == Row(
+        b"lib/pkg", misses=1, stats=2, listings=1, first_misses=1, first_stats=2, known_listings=1, listed_stats=1
+    )
+    again = counted(("a/x", STAT), ("a/x", OPEN), ("a/y", OPEN), ("a/y", STAT))[b"a"]
+    assert again == Row(b"a", stats=2, opens=2, first_stats=1, first_opens=2, opened_stats=1)
+    assert counted(("lib", LISTING), ("lib", LISTING))[b"lib"].known_listings == 1

@@ -15,11 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
-from mkmeta.demand.cover import Candidate, Choice, Cover, Hot, _exact, _greedy, choose, with_above
+from mkmeta.demand import cover as cover_module
+from mkmeta.demand.cover import Candidate, Choice, Cover, Hot, _exact, _greedy, choose, settle, with_above
 from mkmeta.demand.patterns import lines, selected_by
 from mkmeta.demand.profile import Row
+from mkmeta.demand.reading import Demand
 from mkmeta.demand.shape import Measure, NoShape, Place, VolumeShape, is_version
 from tests.demand.profiles import age, make_profile, misses
+from tests.demand.site import Site
 
 
 @st.composite
@@ -77,6 +80,27 @@ def test_greedy_covers_what_is_asked_for(roots: list[Candidate], cover: float) -
     assert not below & {id(one) for one in found}
     cheapest = by_force(roots, wanted, None)[0]
     assert cheapest <= sum(one.cost for one in found) <= 3 * cheapest + 1  # none of many thousands was beyond 2.4
+
+
+@pytest.mark.parametrize("merges", [cover_module._MERGES_MAX, 0], ids=["exact", "greedy"])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_order_of_what_is_read_does_not_matter(seed: int, merges: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and profiles in any order, with many directories that are as good as others."""
+    monkeypatch.setattr(cover_module, "_MERGES_MAX", merges)
+    chance = random.Random(seed)
+    site = Site(6, 3)
+    paths = [b"grp/p%d/v%d/%s" % (p, v, n) for p in range(6) for v in range(3) for n in (b"lib", b"bin", b"none")]
+    rows = [misses(os.fsdecode(chance.choice(paths)), chance.randint(1, 3)) for _ in range(60)]
+    found = []
+    for _ in range(4):
+        chance.shuffle(rows)
+        demand = Demand()
+        for row in rows:
+            demand.add(row, row.path, b"p")
+        cover = choose(settle(demand, site)[0], site, cover=0.9, max_cost=None)
+        assert cover.exact == (merges > 0)
+        found.append((cover, lines(cover, site)))
+    assert all(one == found[0] for one in found)
 
 
 @pytest.fixture
@@ -218,6 +242,18 @@ def test_the_deepest_path_leads_somewhere(volume: Path) -> None:
     for name in (b"loop", b"out"):
         assert shape.place(name) is None
         assert shape.place(name + b"/" + deep) is None
+
+
+def test_the_order_of_profiles_does_not_matter(
+    volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("paint/v1/lib", "paint/v2/lib", "pixel/v1/lib", "pixel/v1/bin", "paint/v1/doc", "none/v1/lib")
+    files = [str(make_profile(tmp_path / f"p{n}", "/sw", [misses(f"grp/{names[n]}", 7)])) for n in range(6)]
+    told = []
+    for order in (files, files[::-1], files[3:] + files[:3]):
+        assert main(["suggest", *order, "--root", str(volume), "--cover", "60%"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1] == told[2]
 
 
 def test_within_a_budget(volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ VERSIONS: Final = ("3", "4.2")
 HOST: Final = "127.0.0.1"
 ROUND_TRIP: Final = 0.001  # seconds, of `latency`
 # What the client sends by itself, now and then, whatever is asked of it
-_BACKGROUND: Final = frozenset(
+BACKGROUND: Final = frozenset(
     {"RENEW", "SEQUENCE", "RECLAIM_COMPLETE", "EXCHANGE_ID", "DELEGRETURN", "BIND_CONN_TO_SESSION"}
 )
 
@@ -102,7 +102,7 @@ class Client:
         before = self.sent()
         yield sent
         sent.update(self.sent() - before)
-        for operation in _BACKGROUND:
+        for operation in BACKGROUND:
             del sent[operation]
 
     def sent(self) -> Counter[str]:
