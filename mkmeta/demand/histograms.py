@@ -31,8 +31,10 @@ from mkmeta.linux.descriptors import closing
 TRACEFS: Final = Path("/sys/kernel/tracing")
 _ENTRIES: Final = 65536  # of a histogram: directories; the kernel's limit is twice that
 # Its input ends when the one process does that holds the other end; signals to all of a service do not end it. An
-# instance somebody reads in cannot be removed yet.
-_GUARD: Final = 'trap "" HUP INT TERM; read -r _; while [ -d "$0" ] && ! {remove} "$0"; do sleep 1; done'
+# instance somebody reads in cannot be removed yet: it goes when they end, and nobody waits for that.
+_GUARD: Final = (
+    'trap "" HUP INT TERM; read -r _; {remove} "$0" || {{ while [ -d "$0" ] && ! {remove} "$0"; do sleep 1; done & }}'
+)
 _REMOVE: Final = "rmdir"
 _NAME: Final = re.compile(r"mkmeta-(\d{1,10})-(\d{1,20})")
 _TRIGGERS: Final = (
@@ -87,8 +89,7 @@ def _removed_at_the_end(instance: Path) -> Iterator[None]:
     finally:
         assert guard.stdin is not None
         guard.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # somebody reads in it: it goes when they end
-            guard.wait(timeout=10)
+        guard.wait()
 
 
 def sweep(tracefs: Path = TRACEFS) -> None:

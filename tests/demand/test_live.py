@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -128,6 +129,23 @@ def test_an_instance_goes_with_its_block(tracefs: Path) -> None:
     with pytest.raises(KeyError), histograms.histograms(tracefs):
         raise KeyError
     assert list((tracefs / "instances").iterdir()) == [foreign]
+
+
+def test_an_instance_somebody_reads_in_goes_when_they_end(
+    tracefs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = tmp_path / "read"
+    remove = tmp_path / "remove"
+    remove.write_text(f'#!/bin/sh\n[ ! -e "{read}" ] && exec rm -r "$1"\n')
+    remove.chmod(0o755)
+    monkeypatch.setattr(histograms, "_REMOVE", f"'{remove}'")
+    read.touch()
+    with histograms.histograms(tracefs):
+        pass
+    assert list((tracefs / "instances").iterdir()), "and nobody waits for it"
+    read.unlink()
+    while list((tracefs / "instances").iterdir()):
+        time.sleep(0.05)
 
 
 def test_instances_of_the_dead_are_swept(tracefs: Path) -> None:

@@ -21,6 +21,8 @@ import pytest
 
 from mkmeta.__main__ import main
 from mkmeta.demand import histograms
+from mkmeta.demand.mountstats import difference, parse
+from tests.demand.tracing import bpftrace
 from tests.nfs.conftest import Connect
 
 pytestmark = [pytest.mark.histograms, pytest.mark.needs("NFS sandbox", "histogram triggers")]
@@ -28,6 +30,16 @@ pytestmark = [pytest.mark.histograms, pytest.mark.needs("NFS sandbox", "histogra
 INSTANCES = histograms.TRACEFS / "instances"
 ONCE = pytest.mark.parametrize("version", ["4.2"])
 DIRECTORIES, FILES, CALLS = 20, 8, 400
+
+ASK_ONCE = """
+import os, sys
+top, *directories = sys.argv[1:]
+for directory in directories:
+    for number in range(20):
+        try: os.stat(f"{top}/{directory}/none{number}") if number % 2 else open(f"{top}/{directory}/none{number}")
+        except FileNotFoundError: pass
+    os.stat(f"{top}/{directory}/file0")
+"""
 
 
 @dataclass
@@ -224,3 +236,22 @@ def test_one_at_a_time_on_a_host(connect: Connect, tmp_path: Path, capsys: pytes
         assert "one at a time" in capsys.readouterr().err
         assert process.poll() is None and list(INSTANCES.iterdir()) == [instance]
     assert not (tmp_path / "second").exists()
+
+
+@ONCE
+@pytest.mark.needs("bpftrace")
+def test_the_calls_that_bpftrace_counts_are_what_the_server_hears(
+    connect: Connect, volume: Path, tmp_path: Path
+) -> None:
+    """Of names that are asked for once each: examples/observe.bt, for kernels without histograms."""
+    names = make_volume(volume)
+    where = connect("actimeo=600").where
+    before = parse(Path("/proc/self/mountstats").read_bytes())[bytes(where)]
+    bpftrace(tmp_path / "maps", ASK_ONCE, where, *names)
+    sent = difference(before, parse(Path("/proc/self/mountstats").read_bytes())[bytes(where)])
+    profile = tmp_path / "profile"
+    assert main(["observe", "--from", "bpftrace", f"{tmp_path}/maps", "--root", f"{where}", "-o", f"{profile}"]) == 0
+    _, *rows, _ = map(json.loads, profile.read_text().splitlines())
+    misses = {row["path"]: row["misses"] for row in rows if "misses" in row}
+    assert misses == dict.fromkeys(names, 20)
+    assert sum(misses.values()) == sum(sent[name][1] for name in ("LOOKUP", "OPEN"))

@@ -41,6 +41,7 @@ TOOLS: Final = (
     ("mount.nfs", "nfs-common"),
     ("rpcbind", "rpcbind"),
     ("ip", "iproute2"),
+    ("bpftrace", "bpftrace"),
 )
 TESTS: Final = (  # where none are named; 6.12 does not take layers by descriptor, as the newest kernels do
     "tests/verity",

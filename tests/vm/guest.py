@@ -38,6 +38,7 @@ MUST_HAVE: Final = (
     "living systemd",
     "NFS sandbox",
     "histogram triggers",
+    "bpftrace",
 )
 RB_POWER_OFF: Final = 0x4321FEDC  # linux/reboot.h
 
