@@ -1,12 +1,17 @@
 """A real application over NFS: thousands of Python modules from popular distributions, each in a directory of its own.
 
     python -m tests.bench.app                    NFS 4.2 and 3, in a kernel of its own: requests and seconds
-    python -m tests.bench.app --distance         the FUSE stand-in of tests.bench.distance: seconds (root, gcc)
+    python -m tests.bench.app --distance         the FUSE stand-in of tests.bench.distance, on this one (root, gcc)
+    python -m tests.bench.app --rounds 3         all of it three times in turn: least and median seconds
+    python -m tests.bench.app --sizes            bytes of files, manifests and images
     python -m tests.bench.app --json FILE        the figures, once more
 
 Any user; the distributions come with pip, once, into .cache/app (some 100 MB). They are unpacked and compiled, as an
 installation leaves them, and every module that can be imported is, in one process, up to `MODULES`: what that takes is
-measured, with cold caches, a millisecond away. Without a layer, and with the layers of `MOUNTS`.
+measured, with cold caches, a millisecond away. Without a layer, and with the layers of `MOUNTS`; and on a local disk,
+which is what Python takes by itself. The kernel of its own is a program: there Python is some ten times slower, so that
+of seconds only the stand-in's say much, and of requests those on NFS. The stand-in's clients believe names and
+attributes for a minute, as those of NFS do.
 """
 
 from __future__ import annotations
@@ -16,23 +21,26 @@ import compileall
 import contextlib
 import json
 import os
+import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from mkmeta.linux.mount import leave_mount_namespace
-from tests.bench.distance import compiled, served
+from tests.bench.distance import compiled, requests, served
 from tests.bench.measure import Figure
 from tests.host.hosts import Host
 from tests.nfs.hosts import NfsHost
-from tests.nfs.server import VERSIONS, Client, Server, latency, round_trip
+from tests.nfs.server import BACKGROUND, VERSIONS, Client, Server, latency, round_trip
 from tests.uml.__main__ import TOP, boot
 
 DISTRIBUTIONS: Final = (
@@ -43,11 +51,13 @@ DISTRIBUTIONS: Final = (
 MODULES: Final = 3000
 CACHE: Final = TOP / ".cache" / "app"
 MEMORY: Final = 4096  # MiB of the guest: the volume, and each layer with content, are in memory
-SIZES: Final = ("", "16K", "64K", "1M")  # content up to that in the manifest
-KINDS: Final = {  # of requests, on NFS 3 and 4.2
-    "opens": ("OPEN", "OPEN_NOATTR", "CLOSE"),
-    "reads": ("READ",),
+SIZES: Final = {"": 0, "16K": 16 << 10, "64K": 64 << 10, "1M": 1 << 20}  # bytes: content up to that in the manifest
+KINDS: Final = {  # of requests, on NFS 3 and 4.2, and numbers in linux/fuse.h
+    "opens": ("OPEN", "OPEN_NOATTR", "CLOSE", "14", "18"),
+    "reads": ("READ", "15"),
 }
+DISTANCE: Final = 1000  # microseconds of the stand-in
+BELIEVED: Final = 60  # seconds, as NFS believes directories
 
 
 @dataclass(frozen=True)
@@ -120,8 +130,12 @@ print("\\n".join(good))
 """
 
 
+@dataclass(frozen=True, kw_only=True)
 class AppFigure(Figure):
     """The application once, over one mount."""
+
+    processor: float  # seconds, of its own
+    queued: float  # of its seconds, those in which it waited for a processor that others had
 
     def of_kind(self, kind: str) -> int:
         """Requests of a kind: `opens`, `reads`, or `others`, which are for misses, attributes and listings."""
@@ -136,21 +150,27 @@ def main() -> int:
     parser.add_argument("--kernel", metavar="VERSION", help="one of .cache/uml (default: the newest)")
     parser.add_argument("--distance", action="store_true", help="the FUSE stand-in, on this machine")
     parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=list(reversed(VERSIONS)))
+    parser.add_argument("--sizes", action="store_true", help="what manifests and images take, and nothing else")
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="how often everything is measured (1)")
     parser.add_argument("--only", metavar="TEXT", default="", help="mounts that have this in their description")
     parser.add_argument("--json", metavar="FILE", type=Path, help="where the figures go as well")
     parser.add_argument("--inside", metavar="FILE", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.inside:
-        return _inside(args.inside, args.versions, _chosen(args.only))
+        return _inside(args.inside, args.versions, _chosen(args.only) * args.rounds)
     volume = prepared()
+    if args.sizes:
+        _sizes(volume)
+        return 0
     with tempfile.TemporaryDirectory(prefix="mkmeta-app-", dir="/var/tmp") as work:  # which the guest does not cover
         if args.distance:
-            figures = _distance(volume, Path(work), _chosen(args.only))
-            _report(figures, "FUSE, a millisecond away", args.json)
+            figures = _distance(volume, Path(work), _chosen(args.only) * args.rounds)
+            _report(figures, "FUSE, a millisecond away")
+            _write(figures, args.json)
             return 0
         answer = Path(work) / "app.json"
         command = [sys.executable, "-m", "tests.bench.app", "--inside", str(answer), "--versions", *args.versions]
-        command += ["--only", args.only]
+        command += ["--only", args.only, "--rounds", str(args.rounds)]
         code = boot(command, kernel=args.kernel, memory=MEMORY, time_limit=3600)
         if code == 0 and args.json:
             shutil.copyfile(answer, args.json)
@@ -175,9 +195,9 @@ def prepared() -> Path:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(volume / "-".join(wheel.name.split("-")[:2]))
         compileall.compile_dir(str(volume), quiet=2, workers=2)
-        names = _python(volume, _TRY, str(MODULES))
+        names = _python(volume, _TRY, str(MODULES))[0]
         (CACHE / "modules").write_text(names)
-        done.write_text(_python(volume, _IMPORT, str(CACHE / "modules")))
+        done.write_text(_python(volume, _IMPORT, str(CACHE / "modules"))[0])
     for size in (size for size in SIZES if not _manifest(size).exists()):
         inline = ["--inline", size] if size else []
         scan = [sys.executable, "-m", "mkmeta", "scan", "-q", str(volume), *inline, "-o", str(_manifest(size))]
@@ -189,8 +209,8 @@ def _manifest(size: str) -> Path:
     return CACHE / f"app{size}.mkm"
 
 
-def _python(root: Path, script: str, *args: str) -> str:
-    """Runs a script with every distribution below `root` in its search path."""
+def _python(root: Path, script: str, *args: str) -> tuple[str, float]:
+    """Runs a script with every distribution below `root` in its search path: its output, and seconds it was queued."""
     search = ":".join(str(path) for path in sorted(root.iterdir()))
     environment = {
         "PYTHONPATH": search,
@@ -200,16 +220,41 @@ def _python(root: Path, script: str, *args: str) -> str:
         "PATH": os.environ["PATH"],
     }
     command = [sys.executable, "-S", "-s", "-c", script, *args]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(f"the application ended with {done.returncode}: {done.stderr[-2000:]}")
-    return done.stdout
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=err)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # until it is waited for, its figures are there
+        queued = _queued(process.pid)
+        if process.wait():
+            err.seek(0)
+            raise OSError(f"the application ended with {process.returncode}: {err.read()[-2000:].decode()}")
+        out.seek(0)
+        return out.read().decode(), queued
 
 
-def application(root: Path) -> None:
-    """All of it, as it was when it was unpacked. Raises OSError."""
-    if _python(root, _IMPORT, str(CACHE / "modules")) != (CACHE / "done").read_text():
+def _queued(process: int) -> float:
+    """Seconds that a process waited in run queues; 0 where the kernel does not count them."""
+    with contextlib.suppress(FileNotFoundError):
+        return int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
+
+
+def application(root: Path) -> tuple[float, float, float]:
+    """All of it, as it was when it was unpacked: seconds, of a processor, queued for one. Raises OSError."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    printed, queued = _python(root, _IMPORT, str(CACHE / "modules"))
+    if printed != (CACHE / "done").read_text():
         raise OSError("not every module could be imported")
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, queued
+
+
+def _figure(version: str, mount: Mounting, root: Path, asked: Callable[[], Counter[str]]) -> AppFigure:
+    """The application once; `asked`: the requests so far."""
+    before = asked()
+    seconds, processor, queued = application(root)
+    rpcs = {kind: count for kind, count in (asked() - before).items() if kind not in BACKGROUND}
+    seconds, processor, queued = (round(one, 2) for one in (seconds, processor, queued))
+    return AppFigure(version=version, mount=str(mount), rpcs=rpcs, seconds=seconds, processor=processor, queued=queued)
 
 
 def _inside(answer: Path, versions: list[str], mountings: list[Mounting]) -> int:
@@ -234,34 +279,37 @@ def _inside(answer: Path, versions: list[str], mountings: list[Mounting]) -> int
                     figures.append(_over_nfs(host, client, mount, volume))
                     print(f"{version} {figures[-1].mount}: {figures[-1].total} {figures[-1].seconds}", flush=True)
             client.unmount()
-            _report([one for one in figures if one.version == version], f"NFS {version}, {trip * 1000:.1f} ms", None)
-    answer.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
+            _report([one for one in figures if one.version == version], f"NFS {version}, {trip * 1000:.1f} ms")
+    _write(figures, answer)
     return 0
 
 
 def _over_nfs(host: NfsHost, client: Client, mount: Mounting, local: Path) -> AppFigure:
-    with _mounted(host, mount, local, client.remount) as root, client.rpcs() as sent:
-        started = time.perf_counter()
-        application(root)
-        seconds = time.perf_counter() - started
-    rpcs = {key: count for key, count in sent.items() if count}
-    return AppFigure(version=client.version, mount=str(mount), rpcs=rpcs, seconds=round(seconds, 2))
+    with _mounted(host, mount, local, client.remount) as root:
+        return _figure(client.version, mount, root, client.sent)
 
 
 def _distance(volume: Path, work: Path, mountings: list[Mounting]) -> list[AppFigure]:
-    """Seconds over the FUSE stand-in."""
+    """Over the FUSE stand-in: the volume is in its memory, store and local disk are below `work`."""
     leave_mount_namespace()
     program = compiled(work)
     host = Host(work / "host")
     figures = []
-    with served(program, volume, host.volume, 1000):
-        for mount in mountings:
-            with _mounted(host, mount, volume, _drop_caches) as root:
-                started = time.perf_counter()
-                application(root)
-                seconds = time.perf_counter() - started
-            figures.append(AppFigure(version="FUSE", mount=str(mount), rpcs={}, seconds=round(seconds, 2)))
-            print(f"{mount}: {seconds:.2f} s", flush=True)
+    with tempfile.TemporaryDirectory(prefix="mkmeta-app-", dir="/dev/shm") as memory:
+        far = Path(memory) / "volume"
+        shutil.copytree(volume, far, symlinks=True)
+
+        def forget() -> None:
+            """The volume is mounted anew."""
+            serving.close()
+            _drop_caches()
+            serving.enter_context(served(program, far, host.volume, DISTANCE, BELIEVED))
+
+        with contextlib.ExitStack() as serving:
+            for mount in mountings:
+                with _mounted(host, mount, far, forget, disk=volume) as root:
+                    figures.append(_figure("FUSE", mount, root, lambda: requests(host.volume)))
+                print(f"{mount}: {figures[-1].total} {figures[-1].seconds} {figures[-1].queued}", flush=True)
     return figures
 
 
@@ -270,11 +318,13 @@ def _drop_caches() -> None:
 
 
 @contextlib.contextmanager
-def _mounted(host: Host, mount: Mounting, local: Path, forget: Callable[[], None]) -> Iterator[Path]:
-    """Where the application is to be found, all caches cold."""
+def _mounted(
+    host: Host, mount: Mounting, local: Path, forget: Callable[[], None], disk: Path | None = None
+) -> Iterator[Path]:
+    """Where the application is to be found, all caches cold; `local`: the volume itself, `disk`: it on a disk."""
     forget()
     if not mount.profile:
-        yield local if mount.kind == "local" else host.volume
+        yield (disk or local) if mount.kind == "local" else host.volume
         return
     options = ("--lower", host.volume, "--profile", mount.profile, "--other-root")
     if mount.on_volume:
@@ -294,17 +344,52 @@ def _mounted(host: Host, mount: Mounting, local: Path, forget: Callable[[], None
         shutil.rmtree(layer)
 
 
-def _report(figures: list[AppFigure], what: str, answer: Path | None) -> None:
-    """The table for people; and the figures, into a file."""
-    plain = next(one for one in figures if one.mount == "plain")
-    print(f"| {what} | requests | misses, attributes | opens | reads | seconds | of plain |")
-    print("|---|---|---|---|---|---|---|")
-    for one in figures:
+def _report(figures: list[AppFigure], what: str) -> None:
+    """The table for people: requests of the first round, least and median seconds, ratios of medians.
+
+    Seconds are those not queued: what others do on this machine is in the columns behind.
+    """
+    rounds = {one.mount: [each for each in figures if each.mount == one.mount] for one in figures}
+    median = {mount: statistics.median(one.seconds - one.queued for one in found) for mount, found in rounds.items()}
+    plain, local = rounds["plain"][0], median.get("local disk")
+    print(
+        f"| {what} | requests | misses, attributes | opens | reads | seconds | processor | queued | of plain | local |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for mount, (one, *others) in rounds.items():
         kinds = " | ".join(f"{one.of_kind(kind):,}" for kind in ("others", "opens", "reads"))
-        share = f"{one.total / max(1, plain.total):.2f}x, {one.seconds / plain.seconds:.2f}x"
-        print(f"| {one.mount} | {one.total:,} | {kinds} | {one.seconds:.1f} | {share} |", flush=True)
+        least = min(each.seconds - each.queued for each in (one, *others))
+        processor = statistics.median(each.processor for each in (one, *others))
+        queued = statistics.median(each.queued for each in (one, *others))
+        share = f"{one.total / max(1, plain.total):.2f}x, {median[mount] / median['plain']:.2f}x"
+        beside = f"{median[mount] / local:.2f}x" if local else "-"
+        print(
+            f"| {mount} | {one.total:,} | {kinds} | {least:.1f}, {median[mount]:.1f} | {processor:.1f} | {queued:.1f} |"
+            f" {share} | {beside} |",
+            flush=True,
+        )
+
+
+def _write(figures: list[AppFigure], answer: Path | None) -> None:
     if answer is not None:
         answer.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
+
+
+def _sizes(volume: Path) -> None:
+    """What the layers take: bytes of the volume's files, those inside, and of manifest and image."""
+    files = [path.stat().st_size for path in volume.rglob("*") if path.is_file()]
+    print(f"volume: {len(files):,} files, {sum(files) / 1e6:.1f} MB")
+    with tempfile.TemporaryDirectory(prefix="mkmeta-app-", dir="/var/tmp") as work:
+        for size in SIZES:
+            image = Path(work) / f"app{size}.erofs"
+            build = [sys.executable, "-m", "mkmeta", "build", "-q", str(_manifest(size)), str(image)]
+            subprocess.run([*build, "--format", "erofs"], check=True, stdout=subprocess.DEVNULL)
+            inside = [one for one in files if one <= SIZES[size]]
+            print(
+                f"files up to {size or '0'} inside: {len(inside):,} of {sum(inside) / 1e6:.1f} MB; "
+                f"manifest {_manifest(size).stat().st_size / 1e6:.1f} MB, image {image.stat().st_size / 1e6:.1f} MB",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -74,9 +75,9 @@ def compiled(work: Path) -> Path:
 
 
 @contextlib.contextmanager
-def served(program: Path, volume: Path, point: Path, delay: int) -> Iterator[None]:
-    """`volume` at `point`, each of its answers `delay` microseconds away."""
-    with subprocess.Popen([program, volume, point, str(delay)], stdout=subprocess.PIPE) as server:
+def served(program: Path, volume: Path, point: Path, delay: int, cached: int = 0) -> Iterator[None]:
+    """`volume` at `point`, each of its answers `delay` microseconds away; names are believed for `cached` seconds."""
+    with subprocess.Popen([program, volume, point, str(delay), str(cached)], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         if server.stdout.readline() != b"ready\n":
             raise OSError("the server did not start")
@@ -84,6 +85,12 @@ def served(program: Path, volume: Path, point: Path, delay: int) -> Iterator[Non
             yield
         finally:
             umount2(os.fsencode(point))
+
+
+def requests(point: Path) -> Counter[str]:
+    """What the server at `point` was asked so far, by the number of the operation in linux/fuse.h."""
+    lines = os.getxattr(point, "user.distant.requests").decode().splitlines()
+    return Counter({number: int(count) for number, count in map(str.split, lines)})
 
 
 def _compare(point: Path, manifest: Path) -> dict[str, object]:

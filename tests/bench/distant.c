@@ -1,10 +1,14 @@
 /* A read-only passthrough whose every answer comes late: a file server at a distance, over /dev/fuse itself.
  *
- *     distant DIRECTORY MOUNT_POINT MICROSECONDS
+ *     distant DIRECTORY MOUNT_POINT MICROSECONDS [SECONDS]
  *
  * It prints "ready" and serves until it is unmounted. One thread reads requests and makes the answers, at once; another
- * sends each when its time has come: however many are in flight, each waits only for itself. Nothing may be cached but
- * by whoever ignores the timeouts, which are 0. Nodes are never forgotten.
+ * sends each when its time has come: however many are in flight, each waits only for itself. Names, there or not, and
+ * attributes may be cached for SECONDS, as NFS clients do, and what was read with them; 0, the default: nothing may be.
+ * Nodes are never forgotten.
+ *
+ * The xattr user.distant.requests of any file, answered at once, has a line for each kind of request: its number in
+ * linux/fuse.h and how many have come, but for those that get no answer.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -25,7 +29,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { REQUEST_MAX = (1 << 20) + 4096, READ_MAX = 1 << 17, BUCKETS = 1 << 16 };
+enum { REQUEST_MAX = (1 << 20) + 4096, READ_MAX = 1 << 17, BUCKETS = 1 << 16, OPCODES = 64 };
+
+static const char COUNTS[] = "user.distant.requests";
 
 struct node {
     uint64_t ino;
@@ -42,7 +48,8 @@ struct answer {
 };
 
 static int device;
-static long delay_us;
+static long delay_us, cached_s;
+static unsigned long counts[OPCODES];
 static struct node *nodes[BUCKETS];
 static struct node *top;
 static struct answer *first, **last = &first;
@@ -85,7 +92,7 @@ static void set_attributes(struct fuse_attr *to, const struct stat *from)
     };
 }
 
-static void queue(uint64_t unique, int error, const void *data, size_t size)
+static void queue_after(long microseconds, uint64_t unique, int error, const void *data, size_t size)
 {
     struct answer *answer = need(malloc(sizeof *answer + size));
     answer->next = NULL;
@@ -94,7 +101,7 @@ static void queue(uint64_t unique, int error, const void *data, size_t size)
     if (size)
         memcpy(answer->data, data, size);
     clock_gettime(CLOCK_MONOTONIC, &answer->due);
-    answer->due.tv_nsec += delay_us * 1000;
+    answer->due.tv_nsec += microseconds * 1000;
     answer->due.tv_sec += answer->due.tv_nsec / 1000000000;
     answer->due.tv_nsec %= 1000000000;
     pthread_mutex_lock(&lock);
@@ -102,6 +109,11 @@ static void queue(uint64_t unique, int error, const void *data, size_t size)
     last = &answer->next;
     pthread_cond_signal(&filled);
     pthread_mutex_unlock(&lock);
+}
+
+static void queue(uint64_t unique, int error, const void *data, size_t size)
+{
+    queue_after(delay_us, unique, error, data, size);
 }
 
 static void *send_answers(void *unused)
@@ -130,10 +142,13 @@ static void look_up(const struct fuse_in_header *in, const char *name)
 {
     char path[PATH_MAX];
     struct stat st;
-    struct fuse_entry_out out = {0};
+    struct fuse_entry_out out = {.entry_valid = cached_s, .attr_valid = cached_s};
     snprintf(path, sizeof path, "%s/%s", node_of(in->nodeid)->path, name);
     if (lstat(path, &st)) {
-        queue(in->unique, errno, NULL, 0);
+        if (errno == ENOENT && cached_s) /* node 0: there is none, which may be cached */
+            queue(in->unique, 0, &out, sizeof out);
+        else
+            queue(in->unique, errno, NULL, 0);
         return;
     }
     out.nodeid = (uintptr_t)node_at(path, st.st_ino);
@@ -144,7 +159,7 @@ static void look_up(const struct fuse_in_header *in, const char *name)
 static void get_attributes(const struct fuse_in_header *in)
 {
     struct stat st;
-    struct fuse_attr_out out = {0};
+    struct fuse_attr_out out = {.attr_valid = cached_s};
     int failed = lstat(node_of(in->nodeid)->path, &st);
     if (!failed)
         set_attributes(&out.attr, &st);
@@ -153,7 +168,7 @@ static void get_attributes(const struct fuse_in_header *in)
 
 static void open_node(const struct fuse_in_header *in)
 {
-    struct fuse_open_out out = {0};
+    struct fuse_open_out out = {.open_flags = cached_s && in->opcode == FUSE_OPEN ? FOPEN_KEEP_CACHE : 0};
     const char *path = node_of(in->nodeid)->path;
     if (in->opcode == FUSE_OPENDIR) {
         DIR *directory = opendir(path);
@@ -205,6 +220,22 @@ static void get_xattrs(const struct fuse_in_header *in, const struct fuse_getxat
         queue(in->unique, 0, data, count);
 }
 
+static void tell_counts(const struct fuse_in_header *in, const struct fuse_getxattr_in *get)
+{
+    char text[OPCODES * 32];
+    size_t size = 0;
+    for (int opcode = 0; opcode < OPCODES; opcode++)
+        if (counts[opcode])
+            size += snprintf(text + size, sizeof text - size, "%d %lu\n", opcode, counts[opcode]);
+    struct fuse_getxattr_out out = {.size = size};
+    if (!get->size)
+        queue_after(0, in->unique, 0, &out, sizeof out);
+    else if (get->size < size)
+        queue_after(0, in->unique, ERANGE, NULL, 0);
+    else
+        queue_after(0, in->unique, 0, text, size);
+}
+
 static void read_link(const struct fuse_in_header *in)
 {
     char target[PATH_MAX];
@@ -227,6 +258,13 @@ static void perform(const struct fuse_in_header *in)
 {
     const void *body = in + 1;
     struct fuse_statfs_out space = {.st = {.bsize = 4096, .namelen = NAME_MAX, .frsize = 4096}};
+    if (in->opcode == FUSE_GETXATTR && !strcmp((const char *)((const struct fuse_getxattr_in *)body + 1), COUNTS)) {
+        tell_counts(in, body);
+        return;
+    }
+    if (in->opcode < OPCODES && in->opcode != FUSE_FORGET && in->opcode != FUSE_INTERRUPT &&
+        in->opcode != FUSE_BATCH_FORGET)
+        counts[in->opcode]++;
     switch (in->opcode) {
     case FUSE_INIT: begin(in, body); break;
     case FUSE_LOOKUP: look_up(in, body); break;
@@ -257,10 +295,11 @@ int main(int argc, char **argv)
     pthread_t sender;
     struct stat st;
     void *request = need(malloc(REQUEST_MAX));
-    if (argc != 4 || stat(argv[1], &st) || !(delay_us = atol(argv[3]))) {
-        fprintf(stderr, "usage: distant DIRECTORY MOUNT_POINT MICROSECONDS\n");
+    if (argc < 4 || argc > 5 || stat(argv[1], &st) || !(delay_us = atol(argv[3]))) {
+        fprintf(stderr, "usage: distant DIRECTORY MOUNT_POINT MICROSECONDS [SECONDS]\n");
         return 2;
     }
+    cached_s = argc > 4 ? atol(argv[4]) : 0;
     top = node_at(argv[1], st.st_ino);
     device = open("/dev/fuse", O_RDWR | O_CLOEXEC);
     if (device < 0) {
