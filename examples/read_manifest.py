@@ -738,7 +738,7 @@ def read_info(file: Container) -> dict[str, object]:
             info[key] = c.expect("integer", key)
         elif key == "tool":
             info[key] = c.text(key)
-        elif key in ("select", "hide", "drop_xattrs"):
+        elif key in ("select", "hide", "drop_xattrs", "closed"):
             info[key] = [c.bytes(0, INFO_MAX, key) for _ in range(rows_of(c, key))]
         elif key == "left_out":
             info[key] = [read_left_out(c) for _ in range(rows_of(c, key))]

@@ -16,7 +16,7 @@ ROWS_MAX: Final = 65_536  # of each array: what a row costs a reader is some 50 
 _COUNTS_MAX: Final = 4096
 _ROOT_MAX: Final = 4095  # bytes; PATH_MAX less its NUL
 
-_OPTIONAL: Final = frozenset({"drop_xattrs", "inline", "inline_all", "hard_links"})
+_OPTIONAL: Final = frozenset({"drop_xattrs", "inline", "inline_all", "closed", "hard_links"})
 
 _T = TypeVar("_T")
 
@@ -33,6 +33,7 @@ class Info:
     drop_xattrs: tuple[bytes, ...] = ()  # optional in the record
     inline: tuple[tuple[bytes, int], ...] = ()  # (pattern, bytes), optional in the record
     inline_all: bool = False  # optional in the record
+    closed: tuple[bytes, ...] | None = None  # paths; None: not in the record, for nobody asked
     hard_links: HardLinks = HardLinks.SUBTREE  # optional in the record
     left_out: tuple[tuple[bytes, str], ...] = ()  # (path, reason)
     counts: dict[str, int] = field(default_factory=dict)
@@ -50,6 +51,7 @@ def encode_info(info: Info) -> bytes:
             **({"drop_xattrs": list(info.drop_xattrs)} if info.drop_xattrs else {}),
             **({"inline": [list(item) for item in info.inline]} if info.inline else {}),
             **({"inline_all": 1} if info.inline_all else {}),
+            **({"closed": list(info.closed)} if info.closed is not None else {}),
             **({"hard_links": str(info.hard_links)} if info.hard_links is not HardLinks.SUBTREE else {}),
             "left_out": [list(item) for item in info.left_out],
             "counts": {name: min(count, COUNT_MAX) for name, count in info.counts.items()},
@@ -160,6 +162,7 @@ _READERS: dict[str, Callable[[RecordUnpacker, str], object]] = {
     "drop_xattrs": _byte_strings,
     "inline": _inline,
     "inline_all": _inline_all,
+    "closed": _byte_strings,
     "hard_links": _hard_links,
     "left_out": _left_out,
     "counts": _counts,

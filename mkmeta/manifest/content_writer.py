@@ -11,13 +11,14 @@ import mmap
 import struct
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import zstandard
 
 from mkmeta.codec.container import CONTENT_ROW, CONTENT_TRAILER, FRAME_TARGET, FrameRow, Location
 from mkmeta.digest import DIGEST_SIZE
+from mkmeta.manifest.closed import ClosedPaths, closed_in
 from mkmeta.manifest.content_table import ContentTable
 from mkmeta.manifest.content_walk import Totals, count_inside, visit_files, zeros
 from mkmeta.manifest.contents import Contents, check_apart
@@ -107,7 +108,7 @@ class ContentWriter:
         self._candidates = ExternalSorter()  # rows of new contents, with the number of the frame among these
         self._rows = ExternalSorter()  # of those that stay
         self._marks: list[memoryview] = []  # of each donor, which stay
-        self.closed: set[bytes] = set()  # paths, of files and of directories: not everybody may read what is there
+        self.closed = ClosedPaths()  # where nothing is taken, of new contents nor of donors'
 
     def __enter__(self) -> Self:
         return self
@@ -115,6 +116,11 @@ class ContentWriter:
     def __exit__(self, *error: object) -> None:
         self._candidates.__exit__(*error)
         self._rows.__exit__(*error)
+
+    @property
+    def told(self) -> tuple[bytes, ...] | None:
+        """The closed paths, as the manifest is to tell them; None: they did not matter, and are not known."""
+        return None if self.everything else tuple(self.closed)
 
     def add(self, writer: ManifestWriter, frame: ContentFrame) -> None:
         """Writes a frame."""
@@ -204,18 +210,24 @@ class ContentWriter:
         return len(self.frames) - 1
 
 
-def carry(readers: Iterable[ManifestReader], *, everything: bool | None = None) -> ContentWriter | None:
+def carry(
+    readers: Iterable[ManifestReader], *, everything: bool | None = None, closed: Iterable[bytes] | None = None
+) -> ContentWriter | None:
     """What takes over the contents of manifests whose trees go into another; None: they have none.
 
-    `everything`: also of files that not everybody may read; None: if one of them has such.
+    `everything`: also of files that not everybody may read; None: if one of them has such. `closed`: paths at which
+    nothing is taken; None: those of all the manifests, with and without contents. Raises FormatError.
     """
-    readers = [reader for reader in readers if reader.contents is not None]
-    if not readers:
+    readers = list(readers)
+    donors = [reader for reader in readers if reader.contents is not None]
+    if not donors:
         return None
     if everything is None:
-        everything = any(reader.info.inline_all for reader in readers)
+        everything = any(reader.info.inline_all for reader in donors)
     writer = ContentWriter(everything=everything)
-    writer.donors += (reader.contents for reader in readers if reader.contents is not None)
+    writer.donors += (reader.contents for reader in donors if reader.contents is not None)
+    if not everything:
+        writer.closed.update(chain.from_iterable(map(closed_in, readers)) if closed is None else closed)
     return writer
 
 

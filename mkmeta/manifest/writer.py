@@ -158,7 +158,7 @@ class ManifestWriter:
             totals = self._choose(self._contents, manifest_id)
             self._contents.copy(self)
             counts = info.counts | {INSIDE_FILES: totals.files, INSIDE_BYTES: totals.size}
-            info = dataclasses.replace(info, counts=counts)
+            info = dataclasses.replace(info, counts=counts, closed=self._contents.told)
         info_place = self._records.add(_encoded(info))
         self._objects.close()
         self._records.close()
@@ -265,7 +265,7 @@ class _OpenFrame:
 def _encoded(info: Info) -> bytes:
     """An info record. Raises MkmetaError when it is too long."""
     data = encode_info(info)
-    longest = max(map(len, (info.select, info.hide, info.drop_xattrs, info.left_out, info.inline)))
+    longest = max(map(len, (info.select, info.hide, info.drop_xattrs, info.left_out, info.inline, info.closed or ())))
     if len(data) > INFO_SIZE_MAX or longest > ROWS_MAX:
         raise MkmetaError("too many patterns and left-out subtrees to record", hint="select fewer subtrees")
     return data

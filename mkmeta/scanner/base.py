@@ -22,9 +22,10 @@ from typing import Any, Final, NamedTuple
 from blake3 import blake3
 
 from mkmeta.codec.container import Location
-from mkmeta.codec.packing import PackingError, pack, unpack
+from mkmeta.codec.packing import PackingError, array_header, pack, unpack
 from mkmeta.digest import ObjectId
 from mkmeta.errors import FormatError, UsageError, printable
+from mkmeta.manifest.content_walk import is_public
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NS, DigestName, DirectoryKind, HardLinks
 from mkmeta.scanner.trust import Trust, trust_in
@@ -45,6 +46,7 @@ NAME, MODE, UID, GID, SEC, NSEC, SIZE = range(7)  # SIZE: of a file; where other
 CHILDREN, _ENTRIES, KIND = 6, 7, 8
 BLAKE3, _VERITY, XATTRS = 7, 8, 9  # of a file
 _TYPE_SHIFT: Final = 12  # of a mode
+_COMMON: Final = 6  # fields that entries of all types begin with
 _REGULAR, _DIRECTORY = stat.S_IFREG >> _TYPE_SHIFT, stat.S_IFDIR >> _TYPE_SHIFT
 
 Row = list[Any]  # an unpacked entry
@@ -66,6 +68,13 @@ class BaseDirectory(NamedTuple):
     facts: Location
     inode: int
     change_time: int  # ns
+
+    @property
+    def is_public(self) -> bool:
+        """Whether everybody could search it, by what is recorded of it."""
+        row: Any = unpack(array_header(_COMMON) + self.own.head[1:])
+        xattrs: Any = unpack(self.own.tail[1:]) if len(self.own.tail) > 1 else ()
+        return is_public(row[MODE], zip(xattrs[::2], xattrs[1::2], strict=True))
 
     def plain(self) -> tuple[Any, ...]:
         """A tuple of plain ones, which are sent to another process in a quarter of the time."""

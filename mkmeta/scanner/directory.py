@@ -96,11 +96,15 @@ class DirectoryReader(EntryReader):
             prefix = path + b"/" if path else b""
             tally = Tally()
             if inline is not None and self.rules.inlining is not None:
-                inline = self.rules.inlining.within(inline, before.st_mode, self._acl(path))
+                inlining = self.rules.inlining
+                inline = inlining.within(inline, before.st_mode, self._acl(path))
                 if inline is not None and not self.allows_everybody(prefix, b".", Access.SEARCH):
                     inline = None
-                    if self.rules.inlining.has_base and self.collector is not None:
+                    if self.collector is not None:
                         self.collector.close(path)
+                elif inline is not None and inline.known and inlining.asks:
+                    was_open = base is not None and path not in inlining.closed and base.is_public
+                    inline = inline._replace(known=was_open)
             as_before = base is not None and only is None and self._is_same(base, kind, before, select, hide)
             recorded = self.rules.base.read(base, path) if base is not None and self.rules.base is not None else None
             work: Names

@@ -6,17 +6,18 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
 from mkmeta.codec.acl import mode_without_acl
+from mkmeta.codec.container import CONTENT_SIZE_MAX
 from mkmeta.codec.nfs4_acl import Access, allows_everybody
 from mkmeta.codec.objects import OBJECT_SIZE_MAX, xattr_problem
 from mkmeta.errors import printable
 from mkmeta.model import ACL_SHADOWS, ID_MAX, NS, PATH_LIMIT, DirectoryKind
-from mkmeta.scanner.base import linked_name
+from mkmeta.scanner.base import MODE, NAME, SIZE, XATTRS, Row, linked_name
 from mkmeta.scanner.hashing import ContentHasher, Digests
-from mkmeta.scanner.inlining import Collector
+from mkmeta.scanner.inlining import Collector, Inline
 from mkmeta.scanner.looking import failure, has_acls, list_acls, list_xattrs, look, no_xattrs, readlink, same
 from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
 from mkmeta.scanner.turns import note_wait
@@ -28,6 +29,7 @@ ACCESS_ACL: Final = b"system.posix_acl_access"
 _XATTRS_MAX: Final = OBJECT_SIZE_MAX - (64 << 10)  # bytes: with all else, and msgpack's headers, they fit an object
 MOUNT_POINT: Final = "is a mount point, which overlayfs does not follow"
 _T = TypeVar("_T")
+NOT_HERE: Final = -1  # no file has so few bytes
 _NO_DIGESTS: Final = (None, None)
 _NO_OWNER: Final = f"belongs to the invalid ID {ID_MAX + 1}, which no file can be given"
 
@@ -40,7 +42,7 @@ class EntryReader:
         self.hasher = ContentHasher(rules.digests)
         self.collector: Collector | None = None  # takes contents
         inlining = rules.inlining
-        self._has_nfs4_acls = inlining is not None and not inlining.everything and has_acls(rules.root_fd, NFS4_ACL)
+        self._has_nfs4_acls = inlining is not None and inlining.asks
         self.matched: set[int] = set()  # selection patterns seen to match
         self.matched_only: set[int] = set()  # those of what is walked
         self._drop_start = rules.drop_xattrs.start()
@@ -73,11 +75,11 @@ class EntryReader:
         seen: os.stat_result,
         xattr_names: list[str],
         listing: Listing,
-        limit: int = 0,
+        limit: int = NOT_HERE,
     ) -> list[object]:
         """The entry of anything but a directory, ready to be packed (formats/manifest.md section 3.1).
 
-        `limit`: bytes that a file may have whose content is taken.
+        `limit`: bytes that a file may have whose content is taken; NOT_HERE: it is in a closed directory.
         """
         mode, uid, gid = seen.st_mode, seen.st_uid, seen.st_gid
         if uid > ID_MAX or gid > ID_MAX:
@@ -108,7 +110,7 @@ class EntryReader:
             (again,) = look(prefix, [name])
             if not same(again, seen):
                 raise Changed(prefix + name)
-        if file_type == stat.S_IFREG and self.collector is not None:
+        if file_type == stat.S_IFREG and self.collector is not None and limit != NOT_HERE:
             self._take(prefix, row, xattrs, content)
         if seen.st_nlink > 1:
             listing.links.append(linked_name(seen, row, self.rules.device))
@@ -121,24 +123,41 @@ class EntryReader:
         return row
 
     def _take(self, prefix: bytes, row: list[object], xattrs: list[bytes], content: bytes) -> None:
-        """Takes the content of a file that has not changed while it was read, if everybody may read it. If not, that
-        of the base is not taken for it; empty `content`: nor may it be otherwise.
+        """Takes the content of a file that has not changed while it was read, if everybody may read it. If not, none
+        is taken for it that something else has. Empty `content`: it is not to be taken.
         """
         name, mode, size, digest = row[0], row[1], row[6], row[7]
         assert type(name) is bytes and type(mode) is int and type(size) is int and type(digest) is bytes
         inlining = self.rules.inlining
         assert inlining is not None and self.collector is not None
-        is_known = size > 0 and inlining.has(digest, size)
-        if not (content or is_known) or not inlining.wants(mode, xattrs):
+        if not 0 < size <= CONTENT_SIZE_MAX or not inlining.wants(mode, xattrs):
             return
         if not self.allows_everybody(prefix, name, Access.READ):
-            if is_known:
-                self.collector.close(prefix + name)
+            self.collector.close(prefix + name)
         elif content:
             started, worked = time.perf_counter(), time.thread_time()
             self.collector.add(digest, content)
             # The rest is waiting for others, and for the parent to take what there is: more lanes would only wait too
             note_wait(time.perf_counter() - started - (time.thread_time() - worked))
+
+    def keep(self, prefix: bytes, rows: Iterable[Row], inline: Inline | None) -> None:
+        """Files that have not changed since the base: nor have their ACLs, but what the base does not know of them, or
+        has closed, is asked for. Raises Unfaithful, Changed.
+        """
+        inlining = self.rules.inlining
+        if inline is None or inlining is None or not inlining.asks or self.collector is None:
+            return
+        if inline.known and not inlining.closed:
+            return
+        for row in rows:
+            mode, path = row[MODE], prefix + row[NAME]
+            if not stat.S_ISREG(mode) or not 0 < row[SIZE] <= CONTENT_SIZE_MAX:
+                continue
+            if inline.known and path not in inlining.closed:
+                continue
+            xattrs = row[XATTRS] if len(row) > XATTRS else ()
+            if inlining.wants(mode, xattrs) and not self.allows_everybody(prefix, row[NAME], Access.READ):
+                self.collector.close(path)
 
     def allows_everybody(self, prefix: bytes, name: bytes, wanted: Access) -> bool:
         """Whether an NFSv4 ACL, if there is one, allows everybody what the mode does. Raises Unfaithful, Changed."""

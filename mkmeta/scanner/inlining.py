@@ -12,9 +12,10 @@ from typing import Final, NamedTuple
 
 from mkmeta.codec.container import CONTENT_SIZE_MAX
 from mkmeta.errors import UsageError
+from mkmeta.manifest.closed import are_known
 from mkmeta.manifest.content_walk import is_public
 from mkmeta.manifest.content_writer import Claims, ContentFrame, FramePacker
-from mkmeta.manifest.contents import Contents
+from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import DigestName
 from mkmeta.pattern import Patterns, State
 
@@ -29,23 +30,30 @@ class Inline(NamedTuple):
 
     rule: int
     state: State
+    known: bool = False  # the base knows which of its files here ACLs close; what it has not closed is open
 
 
 class Inlining:
     """The rules of a scan. Workers inherit it."""
 
-    def __init__(self, rules: Sequence[InlineRule], *, everything: bool, base: Contents | None) -> None:
-        """`everything`: also files that not everybody may read. `base`: contents that need not be taken again.
+    def __init__(
+        self, rules: Sequence[InlineRule], *, everything: bool, base: ManifestReader | None, has_nfs4_acls: bool = False
+    ) -> None:
+        """`everything`: also files that not everybody may read. `base`: its contents need not be taken again.
+        `has_nfs4_acls`: of the volume.
 
         Raises UsageError for a bad pattern.
         """
+        self.asks = has_nfs4_acls and not everything  # for the ACLs of what everybody may read by mode
+        self.closed = frozenset(base.info.closed or ()) if base is not None and self.asks else frozenset[bytes]()
+        self._is_base_known = base is not None and are_known(base.info)
         self._sizes = [size for _, size in rules] + [0]  # of no rule: the last
         self._everything = everything
-        self._base = base
+        self._base = base.contents if base is not None else None
         self._patterns = Patterns([pattern or b"**" for pattern, _ in rules])
         self._claims = Claims()
-        if base is not None:
-            base.prepare()
+        if self._base is not None:
+            self._base.prepare()
 
     @property
     def has_base(self) -> bool:
@@ -59,7 +67,7 @@ class Inlining:
 
     def start(self) -> Inline:
         """At the root."""
-        return Inline(_NO_RULE, self._patterns.start())
+        return Inline(_NO_RULE, self._patterns.start(), self._is_base_known)
 
     def within(self, here: Inline, mode: int, acl: bytes | None) -> Inline | None:
         """What holds in a directory, given its own mode and ACL; None: nothing in it is taken."""
@@ -78,9 +86,9 @@ class Inlining:
             if matched:
                 rule = max(rule, matched[-1])
             state = tuple(position for position in state if position[0] > rule)  # a later rule overrides
-        if not state and not self._sizes[rule] and not self.has_base:
+        if not (state or self._sizes[rule] or self.has_base or self.asks):
             return None
-        return Inline(rule, state)
+        return Inline(rule, state, here.known)
 
     def limit(self, here: Inline | None, name: bytes) -> int:
         """How many bytes a file of this name may have to be taken; 0: none."""

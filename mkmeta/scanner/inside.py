@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final
 
+from mkmeta.codec.nfs4_acl import Access
 from mkmeta.model import ID_MAX, NAME_MAX, NS, PATH_LIMIT, SIZE_MAX, DirectoryKind
 from mkmeta.pattern import NOWHERE, State
 from mkmeta.scanner.base import BLAKE3, MODE, NAME, SIZE, XATTRS, Base, Recorded, Row, linked_name
-from mkmeta.scanner.entry import EntryReader
+from mkmeta.scanner.entry import NOT_HERE, EntryReader
 from mkmeta.scanner.inlining import Inline
 from mkmeta.scanner.looking import look
 from mkmeta.scanner.records import Child, Listing, Unfaithful
@@ -65,7 +66,7 @@ class Inside:
         inline = self.inline
         unchanged = unchanged_rows(self.base, recorded, names, looks)
         if inline is not None:
-            unchanged = {name: row for name, row in unchanged.items() if not is_lacking(reader, inline, row)}
+            unchanged = {name: row for name, row in unchanged.items() if not is_lacking(reader, prefix, inline, row)}
         directories = recorded.directories() if recorded is not None else {}
         # Directories are asked by who reads them. On NFS each answer is a request.
         changed = [
@@ -93,6 +94,7 @@ class Inside:
             mode = seen.st_mode
             if name in unchanged:
                 rows.append(take_over(unchanged[name], seen, listing, device))
+                reader.keep(prefix, rows[-1:], inline)
             elif stat.S_ISDIR(mode) or (seen.st_size > large and stat.S_ISREG(mode)):
                 kind = DirectoryKind.OPAQUE if stat.S_ISDIR(mode) else None
                 below = below_hide.get(name, NOWHERE)
@@ -132,8 +134,9 @@ class Inside:
         elif rows and not base.are_as_recorded(rows, recorded.inodes, recorded.change_times, looks):
             return None
         inline = self.inline
-        if inline is not None and any(is_lacking(reader, inline, row) for row in rows):
+        if inline is not None and any(is_lacking(reader, self.prefix, inline, row) for row in rows):
             return None
+        reader.keep(self.prefix, rows, inline)
         listing = Listing(inodes=recorded.inodes, change_times=recorded.change_times, same=True)
         if has_directories:
             self._add_around_directories(reader, recorded, listing)
@@ -245,19 +248,25 @@ def unchanged_rows(
     return base.unchanged(recorded, dict(zip(names, looks, strict=True)))
 
 
-def is_lacking(reader: EntryReader, inline: Inline, row: Row) -> bool:
-    """Whether the base has not got the content of a file, in its entry, that is to be taken."""
+def is_lacking(reader: EntryReader, prefix: bytes, inline: Inline, row: Row) -> bool:
+    """Whether the base has not got the content of a file that is to be taken, given its entry.
+
+    Raises Unfaithful, Changed.
+    """
     inlining = reader.rules.inlining
     if inlining is None or not stat.S_ISREG(row[MODE]) or not 0 < row[SIZE] <= inlining.limit(inline, row[NAME]):
         return False
     xattrs = row[XATTRS] if len(row) > XATTRS else ()
-    return inlining.wants(row[MODE], xattrs) and not inlining.has(row[BLAKE3], row[SIZE])
+    if not inlining.wants(row[MODE], xattrs) or inlining.has(row[BLAKE3], row[SIZE]):
+        return False
+    is_closed = prefix + row[NAME] in inlining.closed
+    return not is_closed or reader.allows_everybody(prefix, row[NAME], Access.READ)
 
 
 def inline_limit(reader: EntryReader, inline: Inline | None, name: bytes) -> int:
-    """How many bytes a file may have to be taken."""
+    """How many bytes a file may have to be taken; NOT_HERE: it is in a closed directory."""
     inlining = reader.rules.inlining
-    return inlining.limit(inline, name) if inlining is not None and inline is not None else 0
+    return inlining.limit(inline, name) if inlining is not None and inline is not None else NOT_HERE
 
 
 def inline_below(reader: EntryReader, inline: Inline | None, name: bytes) -> Inline | None:

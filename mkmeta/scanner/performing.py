@@ -77,7 +77,7 @@ def _read_below(
 
 def _whole(reader: DirectoryReader, task: Task, listing: Partial) -> Same | None:
     """A directory that is, with all below it, what the base has; None: something is not, or was not looked at."""
-    if not _is_as_in_base(reader, listing.kind, same=listing.same) or len(listing.found) < len(listing.children):
+    if not _is_as_in_base(reader, task, listing.kind, same=listing.same) or len(listing.found) < len(listing.children):
         return None
     counts = Counts._make(listing.counts).plus(Counts(dirs=1))
     links: list[tuple[bytes, list[LinkedName]]] = [(b"", listing.links)] if listing.links else []
@@ -90,10 +90,14 @@ def _whole(reader: DirectoryReader, task: Task, listing: Partial) -> Same | None
     return Same(task.number, listing.head, listing.tail, links, counts)
 
 
-def _is_as_in_base(reader: DirectoryReader, kind: DirectoryKind | None, *, same: bool) -> bool:
-    """Whether a directory of a subtree, whose entries are those of the base, need not be written again."""
-    base = reader.rules.base
-    return same and kind is DirectoryKind.OPAQUE and base is not None and base.adopted
+def _is_as_in_base(reader: DirectoryReader, task: Task, kind: DirectoryKind | None, *, same: bool) -> bool:
+    """Whether a directory of a subtree, whose entries are those of the base, need not be written again. Facts of one
+    that the base has as a merge directory would count it as such.
+    """
+    base, before = reader.rules.base, task.base
+    if base is None or before is None or not base.adopted:
+        return False
+    return same and kind is DirectoryKind.OPAQUE and before.kind is kind
 
 
 def _result(reader: DirectoryReader, task: Task, reading: Reading, files: list[IO[bytes]]) -> Result:
@@ -105,7 +109,7 @@ def _result(reader: DirectoryReader, task: Task, reading: Reading, files: list[I
         files.append(reading.runs)
     body = listing.pieces[0] if listing.pieces else b""
     is_leaf = kind is DirectoryKind.OPAQUE and not reading.has_children
-    if is_leaf and _is_as_in_base(reader, kind, same=listing.same):
+    if is_leaf and _is_as_in_base(reader, task, kind, same=listing.same):
         links = [(b"", listing.links)] if listing.links else []
         return Same(task.number, *reading.own, links, counts._replace(dirs=1), runs)
     if not is_leaf or runs != NO_FILE or len(body) > PAGE_BYTES:

@@ -10,16 +10,18 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import IO, BinaryIO, Final, NamedTuple, Protocol
 
 from mkmeta import __version__
+from mkmeta.codec.container import Location
 from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
 from mkmeta.errors import LeftOutError, NothingSelectedError, ScanError, reason
 from mkmeta.linux.mountinfo import mount_points_below
+from mkmeta.manifest.closed import are_known
 from mkmeta.manifest.content_walk import Totals, counted
 from mkmeta.manifest.content_writer import ContentWriter
 from mkmeta.manifest.reader import ManifestReader
@@ -37,10 +39,11 @@ from mkmeta.scanner.base import (
     compact_size,
     is_compact,
 )
+from mkmeta.scanner.entry import NFS4_ACL
 from mkmeta.scanner.forecast import Forecast
 from mkmeta.scanner.gathering import Runs
 from mkmeta.scanner.inlining import InlineRule, Inlining, check_rules
-from mkmeta.scanner.looking import open_content
+from mkmeta.scanner.looking import has_acls, open_content
 from mkmeta.scanner.records import Child, Listing, ScanRules
 from mkmeta.scanner.tasks import Complete, Partial, Problem, Report, Result, Same, Task, brought, result_of
 from mkmeta.scanner.worker import run_worker
@@ -174,7 +177,7 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
         if options.base is not None and (options.trust or options.only):
             adopted = not options.only and is_compact(options.base)
             base = Base(options.base, root_fd, adopted=adopted, trust=options.trust)
-        inlining = _inlining(options)
+        inlining = _inlining(options, root_fd)
         rules = ScanRules(
             root_fd=root_fd,
             device=device,
@@ -240,6 +243,7 @@ class _Scan:
         self._lanes: dict[Worker, int] = {}
         self._matched: set[int] = set()
         self.matched_only: set[int] = set()
+        self.inlining = rules.inlining
         self.gone: set[bytes] = set()  # paths that `only` leads to, and that are not there
         self.empty: set[bytes] = set()  # directories it leads to with nothing in them
         self._seen = Counts()  # what was read, for progress
@@ -279,11 +283,6 @@ class _Scan:
                 if rules.inlining is not None:
                     self._collect_contents(pool)
             return self._finish(root, created)
-
-    @property
-    def closed(self) -> Collection[bytes]:
-        """Paths of what not everybody may read, though modes say so."""
-        return self._contents.closed if self._contents is not None else ()
 
     def _content_writer(self) -> ContentWriter | None:
         """What takes contents. Those of the base that are still a file's come along, but with `only`: then it is the
@@ -490,10 +489,7 @@ class _Scan:
             self._writer.note_left_out(path, path, why)
         self.gone.update(prefix + name for name in listing.gone)
         children = [
-            ChildName(
-                child.name, child.kind, child.position, child.base.facts if self._is_adopted and child.base else None
-            )
-            for child in listing.children
+            ChildName(child.name, child.kind, child.position, self._facts_of(child)) for child in listing.children
         ]
         part = Part(listing.pieces, children, listing.inodes, listing.change_times, listing.linked)
         places = self._writer.extend(opening, part, counts, listing.links)
@@ -503,6 +499,11 @@ class _Scan:
                 self._take_result(_Expected(place, child.base, child.only is not None), found[number], files)
             else:
                 self._add_task(place, prefix + child.name, child)
+
+    def _facts_of(self, child: Child) -> Location | None:
+        """Those that the base has of a child, if they may hold: they count it as the kind of directory it was."""
+        base = child.base
+        return base.facts if self._is_adopted and base is not None and base.kind is child.kind else None
 
     @property
     def _is_adopted(self) -> bool:
@@ -535,13 +536,13 @@ class _Scan:
                 ) from None
 
 
-def _inlining(options: ScanOptions) -> Inlining | None:
+def _inlining(options: ScanOptions, root_fd: int) -> Inlining | None:
     """The rules for contents; None: none is taken, and those of the base are left. Raises UsageError."""
     check_rules(options.inline, options.digests)
     if not any(size for _, size in options.inline):
         return None
-    base = options.base.contents if options.base is not None else None
-    return Inlining(options.inline, everything=options.inline_all, base=base)
+    has_nfs4_acls = has_acls(root_fd, NFS4_ACL)
+    return Inlining(options.inline, everything=options.inline_all, base=options.base, has_nfs4_acls=has_nfs4_acls)
 
 
 def _without_changed(found: _Found, options: ScanOptions, stream: BinaryIO) -> ScanReport:
@@ -576,7 +577,9 @@ def _graft(
     part.flush()
     with ManifestReader(os.dup(part.fileno())) as reader:
         base, new = Source(options.base, b"the base"), Source(reader, b"the part")
-        grafted = graft(base, new, only, stream, gone=one.gone, empty=one.empty, closed=one.closed)
+        inlining = one.inlining
+        asked = inlining is None or not inlining.asks or are_known(options.base.info)
+        grafted = graft(base, new, only, stream, gone=one.gone, empty=one.empty, asked=asked)
     matched = one.matched_only | grafted.matched
     unmatched = tuple(pattern for number, pattern in enumerate(only.sources) if number not in matched)
     if len(unmatched) == len(only.sources) and not options.only_nothing:

@@ -78,7 +78,7 @@ class Skeleton:
                 found.match(matched)
                 kind = DirectoryKind.OPAQUE if matched else DirectoryKind.MERGE
                 rows = unchanged_rows(self.base, recorded, [name], [seen])
-                if rows and not (self.inline is not None and is_lacking(reader, self.inline, rows[name])):
+                if rows and not (self.inline is not None and is_lacking(reader, self.prefix, self.inline, rows[name])):
                     found.keep(rows[name], seen)
                 else:
                     found.read(name, seen, kind, below_select, below_hide, None)
@@ -191,6 +191,7 @@ class _Found:
     def keep(self, row: Row, seen: os.stat_result) -> None:
         """Takes over what the base has."""
         self._reader.check_place(self._prefix + row[0])
+        self._reader.keep(self._prefix, [row], self._inline)
         self._rows.append(take_over(row, seen, self.listing, self._reader.rules.device))
         self._add_look(seen)
 

@@ -28,6 +28,7 @@ from typing import BinaryIO
 from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId
 from mkmeta.errors import ScanError
+from mkmeta.manifest.closed import ClosedPaths
 from mkmeta.manifest.content_writer import carry
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import Counts, Directory, DirectoryKind
@@ -57,13 +58,13 @@ def graft(
     *,
     gone: Collection[bytes] = (),
     empty: Collection[bytes] = (),
-    closed: Collection[bytes] = (),
+    asked: bool = True,
 ) -> GraftReport:
     """Writes the base with the part in it to `stream`.
 
     `gone` are paths that were looked for and not there; `empty` are directories on the way in which nothing was found,
-    which the part has as opaque directories, so that it has them at all; `closed` are files, and directories with what
-    is below them, whose contents the base's are not taken for.
+    which the part has as opaque directories, so that it has them at all. Not `asked`: the base does not know what NFSv4
+    ACLs close, on a volume that has them; so no content is taken for what stays of it.
 
     Raises FormatError for a base that is damaged, ScanError when nothing is left, OSError when `stream` cannot be
     written.
@@ -71,14 +72,19 @@ def graft(
     old, new = base.reader.info, part.reader.info
     lost = {_subtree(base, path): why for path, why in reversed(new.left_out)}
     wanted = any(size for _, size in new.inline)  # or else what the base has is to be left
-    contents = carry([base.reader, part.reader], everything=new.inline_all) if wanted else None
-    if contents is not None:
-        contents.closed.update(closed)
+    known = (
+        path
+        for path in (old.closed or () if asked else ())
+        if only.first_match(path, is_directory=True) is None and not has_all_of(part, path)
+    )
+    closed = (*(new.closed or ()), *known)
+    contents = carry([base.reader, part.reader], everything=new.inline_all, closed=closed) if wanted else None
     with ManifestWriter(stream, contents) as manifest, TreeWriter(manifest, old.hard_links) as writer:
         with base.named():
             manifest.adopt(base.reader)
         base.adopted = True
-        grafter = _Grafter(only, frozenset(gone), frozenset(empty), lost)
+        unasked = contents.closed if contents is not None and not asked else None
+        grafter = _Grafter(only, frozenset(gone), frozenset(empty), lost, unasked)
         assemble(writer, grafter.enter(base.top(), part.top(), b"", only.start()))
         left_out = dict(lost)
         for path, why in old.left_out:
@@ -122,9 +128,16 @@ class _Grafter:
     """Decides path by path."""
 
     def __init__(
-        self, only: Patterns, gone: Collection[bytes], empty: Collection[bytes], lost: Collection[bytes]
+        self,
+        only: Patterns,
+        gone: Collection[bytes],
+        empty: Collection[bytes],
+        lost: Collection[bytes],
+        unasked: ClosedPaths | None,
     ) -> None:
+        """`unasked`: gets the paths of what stays of the base; None: nobody needs them."""
         self._only = only
+        self._unasked = unasked
         self._gone = gone
         self._empty = empty
         self._lost = lost
@@ -163,6 +176,8 @@ class _Grafter:
     ) -> Step | None:
         step = self._step(there, seen, path, below, matched)
         if there is not None:
+            if self._unasked is not None and isinstance(step, Keep) and step.item is there:
+                self._unasked.add(path)
             self.matched.update(matched)
             if below and not isinstance(step, Enter):
                 match_inside(self._only, there, path, below, self.matched)

@@ -16,6 +16,8 @@ from mkmeta.errors import FormatError, NothingSelectedError, UsageError
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.scanner import base as base_module
 from mkmeta.scanner.looking import open_content
+from mkmeta.trees.prune import prune
+from mkmeta.trees.recorded import Source
 from tests.scanner.helpers import Scanned, make_sample, scan_tree
 
 _numbers = count()
@@ -138,6 +140,24 @@ def test_a_base_that_does_not_fit_is_refused(volume: Path, tmp_path: Path) -> No
     shutil.copytree(volume / "tools", other)
     with pytest.raises(UsageError, match="was scanned from"):
         again(other, first)
+
+
+def test_what_was_pruned_and_is_gone_now(tmp_path: Path) -> None:
+    """A directory that is what the pruned base has of it, but complete again: other facts than a merge directory's."""
+    root = tmp_path / "volume"
+    for name in ("a/x/y/f1", "a/x/y/f2", "a/x/f", "b/z/f1", "b/z/f2"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    time.sleep(0.05)
+    first = first_scan(root, "a", "b")
+    pruned = tmp_path / "pruned.mkm"
+    with ManifestReader.open(str(first.path)) as reader, pruned.open("w+b") as stream:
+        prune(Source(reader, b"first"), [b"a/x/y/f1", b"b/z/f1"], stream)
+    (root / "a/x/y/f1").unlink()
+    (root / "b/z/f1").unlink()
+    time.sleep(0.05)
+    second = again(root, Scanned(pruned, first.report), "a", "b")
+    assert second.id == first_scan(root, "a", "b").id
 
 
 def test_another_selection_is_no_hindrance(volume: Path, tmp_path: Path) -> None:

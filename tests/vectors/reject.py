@@ -888,6 +888,8 @@ def content_cases() -> Iterator[tuple[str, bytes]]:
         "rules-too-many": {"inline": [[b"", 1]] * 65_537},
         "all-zero": {"inline_all": 0},
         "all-true": {"inline_all": True},
+        "closed-nil": {"closed": None},
+        "closed-text": {"closed": ["a"]},
     }
     for name, values in infos.items():
         yield f"info-inline-{name}", Draft().finish(file(), info=info_values() | values).encode()
