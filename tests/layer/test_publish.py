@@ -444,3 +444,15 @@ def test_a_staging_directory_that_another_build_took_for_a_leftover(
         os.close(fd)
     finally:
         os.close(parent)
+
+
+def test_what_a_living_build_has_is_no_leftover(tmp_path: Path) -> None:
+    """It is neither removed nor named as something that cannot be."""
+    destination = staging.Destination.open(os.fsencode(tmp_path / "layer"))
+    name, fd = staging.make_locked(b".layer.mkmeta-", dir_fd=destination.parent_fd)
+    assert destination.remove_leftovers() == []
+    assert os.listdir(destination.parent_fd) == [os.fsdecode(name)]
+    os.close(fd)
+    assert destination.remove_leftovers() == []
+    assert not os.listdir(destination.parent_fd)
+    destination.close()
