@@ -79,8 +79,9 @@ def test_whole_files_and_the_others(volume: Path, tmp_path: Path, mount: Mount, 
             for size in SIZES:
                 path = f"grp/{version}/lib/f{size}"
                 assert is_whole(top, path) == (size <= LIMIT)
-                data = (volume / path).read_bytes() if size <= LIMIT else bytes(size)
-                assert (top / path).read_bytes() == data
+                assert (top / path).stat().st_size == size
+                if size <= LIMIT:  # nobody reads others but through an overlay, which has them elsewhere
+                    assert (top / path).read_bytes() == (volume / path).read_bytes()
         assert not [name for name in os.listxattr(top / "grp/v1/lib/run") if "overlay" in name]
         assert not is_whole(top, "grp/v1/private")
         assert (top / "grp/v1/again").stat().st_ino == (top / "grp/v1/lib/f4097").stat().st_ino
