@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import random
-import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 import pytest
 
 from mkmeta.model import DigestName, Directory, DirectoryKind, path_within
-from mkmeta.scanner import directory, looking, worker
+from mkmeta.scanner import directory, looking
 from tests.scanner.helpers import Scanned, scan_tree
 
 pytestmark = pytest.mark.needs("user xattrs")
@@ -115,20 +116,27 @@ def test_what_is_not_exact_is_left_out(volume: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("digests", [(), (DigestName.BLAKE3,)])
-def test_no_descriptor_is_kept(volume: Path, monkeypatch: pytest.MonkeyPatch, digests: tuple[DigestName, ...]) -> None:
-    """More directories and files than a process may have open."""
-    monkeypatch.setattr(worker, "LANES_MAX", 1)  # each has some of its own
+def test_no_descriptor_is_kept(volume: Path, digests: tuple[DigestName, ...]) -> None:
+    """More directories and files than a process may have open: one of its own, which has no other descriptors."""
     for number in range(2 * SPARE):
         (volume / f"many/{number}").mkdir(parents=True)
         (volume / f"many/{number}/file").write_text("content")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    os.close(lowest := os.dup(0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + SPARE, hard))
-    try:
-        scanned = scan_tree(volume, digests=digests)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert not scanned.left_out() and scanned.report.counts.files >= 2 * SPARE
+    command = [sys.executable, "-c", WITH_FEW_DESCRIPTORS, str(volume), str(SPARE), *digests]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
-SPARE: Final = 100  # descriptors that may be opened
+SPARE: Final = 100  # descriptors that may be open
+WITH_FEW_DESCRIPTORS = """
+import resource, sys
+from pathlib import Path
+from mkmeta.model import DigestName
+from mkmeta.scanner import worker
+from tests.scanner.helpers import scan_tree
+
+worker.LANES_MAX = 1  # each has some of its own
+volume, spare, *digests = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(spare), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+scanned = scan_tree(Path(volume), digests=tuple(map(DigestName, digests)))
+assert not scanned.left_out() and scanned.report.counts.files >= 2 * int(spare), (scanned.left_out(), scanned.report)
+"""
