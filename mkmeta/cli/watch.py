@@ -18,8 +18,8 @@ from mkmeta.host.prometheus import Family, write_metrics
 from mkmeta.linux.systemd import sd_notify
 from mkmeta.publisher.hearing import Events, Hearing, listen
 from mkmeta.publisher.levels import REQUESTS_PER_LISTING, Barren
+from mkmeta.publisher.schedule import Schedule
 from mkmeta.publisher.site import Site
-from mkmeta.publisher.turns import Turns
 from mkmeta.publisher.watch import Pass, carry_over, watch_once
 
 _QUIET: Final = 60.0  # seconds; longer than copying a large file takes between two changes of it
@@ -101,9 +101,9 @@ def run(args: argparse.Namespace) -> int:
         _report(done, time.monotonic() - started, told, args)
         return int(_code(done))
     listening = _Listening(site.root, args)
-    turns, barren, before = Turns(args.every, listening.listen), Barren(), Pass()
+    schedule, barren, before = Schedule(args.every, listening.listen), Barren(), Pass()
     while True:
-        part = turns.next()
+        part = schedule.next()
         started = time.monotonic()
         try:
             site = _site(args, read_config(args.config.path))  # it may say another thing by now
@@ -116,9 +116,9 @@ def run(args: argparse.Namespace) -> int:
             if isinstance(error, UsageError) and not isinstance(error, ConfigError):  # no later pass is better
                 raise
             note(f"mkmeta: {error}; the next pass tries again" + (f"; hint: {error.hint}" if error.hint else ""))
-            turns.ended(part, None)
+            schedule.ended(part, None)
         else:
-            turns.ended(part, done)
+            schedule.ended(part, done)
             if part is not None:
                 carry_over(before, done)
             told = _report(done, time.monotonic() - started, told, args)

@@ -34,8 +34,7 @@ import errno
 import os
 import struct
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from mkmeta.linux.handles import Handle
 
@@ -87,14 +86,6 @@ class NameEvents:
     def close(self) -> None:
         """Hears nothing any more."""
         os.close(self._fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def is_marked(self) -> bool:
         """Whether the filesystem is still mounted: then the descriptor's fdinfo, of proc(5), has its mark."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Container, Iterator
@@ -61,15 +60,7 @@ from mkmeta.model import (
     Root,
 )
 
-_FRAME_CACHE_BYTES: Final = 8 << 20  # decompressed; a tree is written almost in the order it is read
-_TABLE_ROWS = 128  # rows of the object table read at once
-_TABLE_CACHE = 512  # such reads kept: 2.75 MiB
-_COPY_BYTES: Final = 1 << 20
-_PLACES_BYTES: Final = 4 << 20  # of places in memory while frames are looked through
-_PLACE = struct.Struct(">III")  # of an object: frame, offset, length; sorts as bytes do
-_PAGES_KEPT: Final = (
-    256 << 10
-)  # bytes of pages, packed, that look-ups by path keep decoded, at up to 60 times their size
+_PAGES_KEPT: Final = 256 << 10  # bytes of pages, packed, that look-ups by path keep decoded, at up to 60 times that
 _WHAT_INSTEAD: Final = {  # of what is no file
     errno.EISDIR: "name a manifest; of a store's generation it is STORE/generations/NUMBER-ID/manifest.mkm",
     errno.ESPIPE: "a manifest is read from its end: to read one from a pipe, give - and have it on standard input",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -75,7 +76,7 @@ def test_what_no_kernel_says_is_an_error() -> None:
 def test_one_event_for_each_directory_however_many_names(mount: Mount) -> None:
     top = os.fsencode(mount("tmpfs"))
     names = [b"plain", b"line\nbreak", b"\xff\xfe", b"gone (deleted)", b"d" * 255]
-    with closing(os.open(top, os.O_RDONLY)) as fd, NameEvents(fd) as events:
+    with closing(os.open(top, os.O_RDONLY)) as fd, contextlib.closing(NameEvents(fd)) as events:
         for name in names:
             os.mkdir(os.path.join(top, name))
         deep = os.path.join(top, names[1], names[2])
@@ -99,7 +100,7 @@ def test_what_is_lost_is_said(mount: Mount) -> None:
     limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
     if limit > 100_000:
         pytest.skip(f"fs.fanotify.max_queued_events is {limit:,} here: too many directories for a test")
-    with closing(os.open(top, os.O_RDONLY)) as fd, NameEvents(fd) as events:
+    with closing(os.open(top, os.O_RDONLY)) as fd, contextlib.closing(NameEvents(fd)) as events:
         for number in range(limit + 1):
             os.mkdir(top / f"{number}")
             os.mkdir(top / f"{number}/x")
@@ -115,7 +116,7 @@ def test_listening_does_not_keep_a_filesystem_mounted(mount: Mount) -> None:
     top = mount("tmpfs")
     with closing(os.open(top, os.O_RDONLY)) as fd:
         events = NameEvents(fd)
-    with events:
+    with contextlib.closing(events):
         assert events.is_marked()
         umount2(os.fsencode(top), 0)
         assert not events.is_marked()

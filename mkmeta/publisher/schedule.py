@@ -25,8 +25,8 @@ _IDLE: Final = 4.0  # a pass is followed by so many times its length of rest
 Listen = Callable[[], Hearing | None]
 
 
-class Turns:
-    """The turns of one watcher. Each `next` is followed by an `ended`."""
+class Schedule:
+    """That of one watcher. Each `next` is followed by an `ended`."""
 
     def __init__(self, every: float, listen: Listen, clock: Callable[[], float] = time.monotonic) -> None:
         """`every`: seconds from pass to pass without events. `listen` is called again while it gives None."""
