@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.errors import human_bytes, printable
+from mkmeta.scanner.options import ScanOptions
 from mkmeta.scanner.preview import Content, Preview, preview
-from mkmeta.scanner.scan import ScanOptions
 
 _SECONDS: Final = 10.0  # for an estimate
 # Bytes per entry (docs/figures.md). A layer on a filesystem with inodes of 512 bytes, and on one where the attributes

@@ -19,7 +19,7 @@ from mkmeta.publisher.gate import Gate
 from mkmeta.publisher.release import Released, Request, Step, release
 from mkmeta.publisher.retiring import wait_for_hosts
 from mkmeta.publisher.site import Site
-from mkmeta.scanner.scan import OnError
+from mkmeta.scanner.options import OnError
 
 _WAIT: Final = 600  # seconds for others who publish: each reads a release, and may build a layer
 

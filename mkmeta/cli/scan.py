@@ -27,8 +27,9 @@ from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import WORKERS_MAX
 from mkmeta.model import Counts, DigestName, HardLinks
 from mkmeta.pattern import remark
+from mkmeta.scanner.options import OnError, ScanOptions, ScanReport
 from mkmeta.scanner.preview import Preview
-from mkmeta.scanner.scan import OnError, ScanOptions, ScanReport, scan
+from mkmeta.scanner.scan import scan
 from mkmeta.workers import available_processors
 
 _JOBS_PER_PROCESSOR = 4  # more only wait, and take memory

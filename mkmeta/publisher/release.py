@@ -40,7 +40,8 @@ from mkmeta.publisher.gate import Gate
 from mkmeta.publisher.second_look import second_look
 from mkmeta.publisher.site import Site
 from mkmeta.scanner.base import other_setting
-from mkmeta.scanner.scan import OnError, ScanOptions, scan
+from mkmeta.scanner.options import OnError, ScanOptions
+from mkmeta.scanner.scan import scan
 from mkmeta.store.adding import add
 from mkmeta.store.generation import Generation
 from mkmeta.store.lock import held

@@ -12,7 +12,7 @@ from mkmeta.model import DigestName, HardLinks
 from mkmeta.pattern import Patterns
 from mkmeta.plan import Plan
 from mkmeta.publisher.arrival import Rules
-from mkmeta.scanner.scan import OnError, ScanOptions
+from mkmeta.scanner.options import OnError, ScanOptions
 from mkmeta.sinks.protocol import LayerKind
 from mkmeta.store.store import Note
 from mkmeta.workers import available_processors

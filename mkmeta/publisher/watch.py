@@ -19,7 +19,7 @@ from mkmeta.publisher.arrival import Clock, Coverage, clock_of, coverage, releas
 from mkmeta.publisher.levels import Barren, Looked, Part, look_at_levels
 from mkmeta.publisher.release import Released, Request, announce_again, check_as_published, release
 from mkmeta.publisher.site import Site
-from mkmeta.scanner.scan import OnError
+from mkmeta.scanner.options import OnError
 
 
 @dataclass

@@ -24,8 +24,8 @@ from mkmeta.model import Counts, DirectoryKind
 from mkmeta.pattern import Patterns, State
 from mkmeta.scanner.directory import DirectoryReader
 from mkmeta.scanner.gathering import Runs
+from mkmeta.scanner.options import ScanOptions, check_patterns
 from mkmeta.scanner.records import Child, Listing, ScanRules, Unfaithful
-from mkmeta.scanner.scan import ScanOptions, check_patterns
 
 _WALKS_LEAST: Final = 30  # before their spread says anything
 _SEED: Final = 0  # the same walks each time

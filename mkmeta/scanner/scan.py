@@ -10,15 +10,13 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import IO, BinaryIO, Final, NamedTuple, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import IO, BinaryIO, Final, NamedTuple
 
 from mkmeta import __version__
 from mkmeta.codec.container import Location
 from mkmeta.codec.info import Info
-from mkmeta.digest import ObjectId
 from mkmeta.errors import LeftOutError, NothingSelectedError, ScanError, reason
 from mkmeta.linux.mountinfo import mount_points_below
 from mkmeta.manifest.closed import are_known
@@ -27,8 +25,8 @@ from mkmeta.manifest.content_writer import ContentWriter
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import temporary_space_error
 from mkmeta.manifest.writer import ManifestWriter
-from mkmeta.model import Counts, DigestName, DirectoryKind, HardLinks
-from mkmeta.pattern import Patterns, check_pattern
+from mkmeta.model import Counts, DirectoryKind
+from mkmeta.pattern import Patterns
 from mkmeta.scanner.base import (
     COMPACT,
     Base,
@@ -42,8 +40,9 @@ from mkmeta.scanner.base import (
 from mkmeta.scanner.entry import NFS4_ACL
 from mkmeta.scanner.forecast import Forecast
 from mkmeta.scanner.gathering import Runs
-from mkmeta.scanner.inlining import InlineRule, Inlining, check_rules
-from mkmeta.scanner.looking import has_acls, open_content
+from mkmeta.scanner.inlining import Inlining, check_rules
+from mkmeta.scanner.looking import has_acls
+from mkmeta.scanner.options import Observer, OnError, ScanOptions, ScanReport, check_patterns
 from mkmeta.scanner.records import Child, Listing, ScanRules
 from mkmeta.scanner.tasks import Complete, Partial, Problem, Report, Result, Same, Task, brought, result_of
 from mkmeta.scanner.worker import run_worker
@@ -51,7 +50,7 @@ from mkmeta.trees.graft import graft
 from mkmeta.trees.prune import leave_out
 from mkmeta.trees.recorded import Source
 from mkmeta.trees.writer import ChildName, LinkedName, Opening, Own, Part, Place, TreeWriter
-from mkmeta.workers import Worker, WorkerPool, available_processors
+from mkmeta.workers import Worker, WorkerPool
 
 _TASKS_PER_WORKER: Final = 128  # handed out at once, so that workers have something to do while messages travel
 # Errors after which it is asked whether the volume is still there at all
@@ -59,58 +58,6 @@ _VOLUME_ERRORS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN, errno.ESHUTDOWN}
 )
 _CHANGED: Final = "has a name of a file that changed during the scan, as another of its names shows"
-
-
-class OnError(StrEnum):
-    """What to do about a subtree that cannot be recorded."""
-
-    LEAVE_OUT = "leave-out"
-    FAIL = "fail"
-
-
-class Observer(Protocol):
-    """Someone who wants to know how a scan goes on."""
-
-    def progress(self, counts: Counts) -> None:
-        """Called often: what was read so far."""
-
-    def subtree(self, path: bytes, counts: Counts) -> None:
-        """Called when a subtree, or a single entry that was selected, is complete."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScanOptions:
-    """What to scan, and how."""
-
-    root: bytes
-    select: tuple[bytes, ...] = ()  # empty: everything
-    hide: tuple[bytes, ...] = ()
-    drop_xattrs: tuple[bytes, ...] = ()
-    digests: tuple[DigestName, ...] = (DigestName.BLAKE3, DigestName.VERITY)
-    hard_links: HardLinks = HardLinks.SUBTREE
-    inline: tuple[InlineRule, ...] = ()  # whose content is taken
-    inline_all: bool = False  # also of files that not everybody may read
-    workers: int = field(default_factory=available_processors)
-    on_error: OnError = OnError.LEAVE_OUT
-    base: ManifestReader | None = None  # an earlier manifest: what is as it says is not read again
-    only: tuple[bytes, ...] = ()  # with a base: what is looked at; the rest is taken from it
-    only_nothing: bool = False  # none of them needs to match: directories on the way there are looked at all the same
-    trust: bool = True  # with a base: False reads everything that is looked at
-    open_content: Callable[[bytes], int] = open_content  # tests put in one that fails
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScanReport:
-    """What a scan found."""
-
-    manifest_id: ObjectId
-    entries: int
-    counts: Counts
-    left_out: tuple[tuple[bytes, str], ...]
-    unmatched: tuple[bytes, ...]  # patterns that matched nothing: of the selection, or of `only` if that was given
-    unmatched_hide: tuple[bytes, ...] = ()  # those of `hide`, of a scan that looked at everything
-    base_is_from_the_future: bool = False  # and so nothing of it was trusted
-    inside: Totals | None = None  # files whose content is in the manifest; None: none was to be taken
 
 
 class _Expected(NamedTuple):
@@ -205,20 +152,6 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
         )
     finally:
         os.close(root_fd)
-
-
-def check_patterns(options: ScanOptions, root: bytes) -> None:
-    """Raises UsageError for a pattern that says something else than was probably meant, unless the base has it too."""
-    info = options.base.info if options.base is not None else None
-    known: set[bytes] = set()
-    if info is not None:
-        known.update(info.select, info.hide, info.drop_xattrs, (pattern for pattern, _ in info.inline))
-    for pattern in (*options.select, *options.hide, *options.only, *(pattern for pattern, _ in options.inline)):
-        if pattern not in known:
-            check_pattern(pattern, lambda path: os.path.lexists(os.path.join(root, path)), root=root)
-    for pattern in options.drop_xattrs:
-        if pattern not in known:
-            check_pattern(pattern, lambda _name: False)
 
 
 @dataclass(frozen=True, slots=True)

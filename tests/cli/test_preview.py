@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mkmeta.__main__ import main
+from mkmeta.scanner.options import ScanOptions
 from mkmeta.scanner.preview import preview
-from mkmeta.scanner.scan import ScanOptions
 from tests.cli.test_contract import documented
 from tests.conftest import Mount
 from tests.scanner.helpers import make_sample, scan_tree

@@ -16,7 +16,8 @@ from mkmeta.errors import UsageError
 from mkmeta.pattern import Patterns
 from mkmeta.publisher import release as release_module
 from mkmeta.publisher.arrival import Coverage, coverage, literal, relative, release_of, topmost
-from mkmeta.scanner.scan import ScanReport, scan
+from mkmeta.scanner.options import ScanReport
+from mkmeta.scanner.scan import scan
 from mkmeta.store.store import Store
 from tests.publisher.sites import Site
 from tests.store.processes import fork, run_killed, wait

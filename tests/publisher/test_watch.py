@@ -27,7 +27,8 @@ from mkmeta.publisher import watch as watch_module
 from mkmeta.publisher.arrival import CLOCKS_APART, Clock, clock_of
 from mkmeta.publisher.site import Site as Publishing
 from mkmeta.publisher.watch import watch_once
-from mkmeta.scanner.scan import ScanOptions, ScanReport, scan
+from mkmeta.scanner.options import ScanOptions, ScanReport
+from mkmeta.scanner.scan import scan
 from tests.calling import Result
 from tests.conftest import CAPABILITIES, Mount
 from tests.publisher.sites import Site

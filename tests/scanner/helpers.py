@@ -11,7 +11,8 @@ from typing import Any
 from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Node
-from mkmeta.scanner.scan import ScanOptions, ScanReport, scan
+from mkmeta.scanner.options import ScanOptions, ScanReport
+from mkmeta.scanner.scan import scan
 
 
 @dataclass

@@ -18,7 +18,7 @@ from mkmeta.errors import LeftOutError, MkmetaError, NothingSelectedError, ScanE
 from mkmeta.model import DigestName, Directory, DirectoryKind, Node, path_within
 from mkmeta.scanner import directory, looking
 from mkmeta.scanner.looking import open_content
-from mkmeta.scanner.scan import OnError
+from mkmeta.scanner.options import OnError
 from tests.conftest import Mount
 from tests.scanner.helpers import scan_tree
 
