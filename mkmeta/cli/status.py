@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from functools import partial
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         pointer = args.config.pointer if args.config else None
         write_metrics(args.metrics, layer_metrics(found, left_over, states, pointer))
     if args.report is not None:
-        _report(found, args)
+        _report(found, args, run_dir)
     for left in left_over:
         if args.json:
             emit("left", **left_fields(left))
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     return max(int(_code(status)) for status in found)
 
 
-def _report(found: list[Status], args: argparse.Namespace) -> None:
+def _report(found: list[Status], args: argparse.Namespace, run_dir: RunDirectory) -> None:
     """Leaves this host's report. A spool on a dead server is waited for no longer than anything else."""
     if len(found) > 1:
         raise UsageError("a report is about one layer, and several are mounted here", hint="name its MOUNTPOINT")
@@ -119,10 +120,13 @@ def _report(found: list[Status], args: argparse.Namespace) -> None:
     else:
         point = args.point if args.point is not None else b"/"
         report = Report(host=host, mountpoint=point, state="inactive", generation=0, short_id="", profile="none")
+    last = run_dir.last_report(args.report)
     try:
-        ask(partial(write_report, args.report, report), SECONDS)
+        mark = ask(partial(write_report, args.report, report, last), SECONDS)
     except NoAnswerError:
         raise MkmetaError("does not answer: nothing was reported", path=args.report) from None
+    with contextlib.suppress(OSError):  # without it the next report is written in full
+        run_dir.remember_report(args.report, mark)
 
 
 def _code(status: Status) -> ExitCode:

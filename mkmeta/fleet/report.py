@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from blake3 import blake3
+
 from mkmeta.errors import StoreError, path_fields
+from mkmeta.linux.descriptors import closing
 from mkmeta.manifest.output import atomic_output
 from mkmeta.store.record import NUMBER_MAX, Record, encode, utc_now
 
@@ -21,6 +25,7 @@ _HOST_SIZE_MAX: Final = 200
 _MODE: Final = 0o644  # FORMAT: whoever adds up is another user
 _KIND: Final = "mkmeta-report"
 _SHORT_ID: Final = re.compile(r"(?:[0-9a-f]{12})?")
+_DAY: Final = len("2026-01-31")  # of a time
 _HINT: Final = "mkmeta status --report writes it anew"
 
 
@@ -37,11 +42,11 @@ class Report:
     held: tuple[int, ...] = ()  # other generations
     problems: tuple[str, ...] = ()
 
-    def encode(self) -> bytes:
-        """The bytes of the file, written now; what is too much is cut."""
+    def encode(self, reported: str | None = None) -> bytes:
+        """The bytes of the file, written now unless it says when; what is too much is cut."""
         fields: dict[str, object] = {
             "host": self.host,
-            "reported": utc_now(),
+            "reported": reported or utc_now(),
             **path_fields(self.mountpoint, "mountpoint"),
             "state": self.state,
             "generation": self.generation,
@@ -102,11 +107,40 @@ def _list(record: Record, key: str, most: int) -> Sequence[object]:
     return value
 
 
-def write_report(spool: bytes, report: Report) -> None:
-    """Leaves a report in a spool, in the place of the host's last one. Raises MkmetaError."""
+def write_report(spool: bytes, report: Report, last: str | None = None) -> str:
+    """Leaves a report in a spool, in the place of the host's last one. Raises MkmetaError.
+
+    Returns a mark. It is `last` of the next call: where that has nothing else to say, and finds what this one left,
+    only the time of the file is set.
+    """
     if not os.path.isdir(spool):
         raise StoreError("there is no such directory", path=spool, hint="make it first, with mode 1777")
     path = os.path.join(spool, os.fsencode(report.host) + b".json")
-    with atomic_output(path, follow=False, crowded=True) as stream:  # thousands of hosts would list thousands of names
-        os.fchmod(stream.fileno(), _MODE)
-        stream.write(report.encode())
+    said = spool + b"\0" + report.encode(utc_now()[:_DAY])
+    if last is not None and (mark := _renewed(path, said, last)) is not None:
+        return mark
+    with contextlib.ExitStack() as stack:
+        with atomic_output(path, follow=False, crowded=True) as stream:  # thousands of hosts would list as many names
+            os.fchmod(stream.fileno(), _MODE)
+            stream.write(report.encode())
+            written = stack.enter_context(closing(os.dup(stream.fileno())))
+        return _mark(said, written)  # of what was written, whoever has put something else in its place meanwhile
+
+
+def _renewed(path: bytes, said: bytes, last: str) -> str | None:
+    """Sets the time of what is at `path`, and returns its new mark, if that is what the last mark was of."""
+    try:
+        with closing(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+            if _mark(said, fd) != last:
+                return None
+            os.utime(b"/proc/self/fd/%d" % fd)  # of this very file; to what the server's clock says
+            return _mark(said, fd)
+    except OSError:
+        return None  # gone, or not ours to touch: then it is written, and that says what is wrong
+
+
+def _mark(said: bytes, fd: int) -> str:
+    """Of what was said and the file it stands in, as it is now: any change to that sets its change time."""
+    status = os.fstat(fd)
+    file = f"{status.st_ino} {status.st_ctime_ns} {status.st_size} "
+    return blake3(file.encode() + said).hexdigest()

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from mkmeta.errors import MountError, RefusedError, UsageError, printable, reason
 from mkmeta.linux.asking import Asked, NoAnswerError, ask
-from mkmeta.linux.filesystem import is_overlay
+from mkmeta.linux.filesystem import filesystem_type
 from mkmeta.linux.mount import MountFlags
 from mkmeta.linux.mountinfo import mounts, seen_at
 from mkmeta.linux.names import list_names
@@ -151,7 +151,7 @@ def _look(path: bytes) -> Volume:
             device=status.st_dev,
             inode=status.st_ino,
             flags=MountFlags(sum(flag for bit, flag in flags.items() if shown.f_flag & bit)),
-            overlay=is_overlay(fd),
+            overlay=filesystem_type(fd) == "overlay",  # fstatfs(2) would ask the server once more
         )
 
 

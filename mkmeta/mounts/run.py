@@ -1,4 +1,4 @@
-"""The directory for what lives no longer than the mounts of this host: inner mounts, and the lock on changing them."""
+"""The directory for what lives no longer than this host runs: inner mounts, the lock on changing them, and notes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Self
 
+from blake3 import blake3
+
 from mkmeta.errors import MountError, reason
+from mkmeta.linux.descriptors import closing
 from mkmeta.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW, umount2
 from mkmeta.linux.mountinfo import Mount, mounts, visible_at
 from mkmeta.linux.replacing import replacing
@@ -23,6 +26,7 @@ _DEFAULT: Final = b"/run/mkmeta"
 _NAME_BYTES: Final = 8
 _INNER: Final = re.compile(rb"[0-9a-f]{%d}" % (2 * _NAME_BYTES))
 _PLACED_SIZE_MAX: Final = 65536  # bytes; one path, each byte at most six in JSON
+_MARK_SIZE_MAX: Final = 256  # bytes; a digest
 
 
 class Placed(NamedTuple):
@@ -135,18 +139,8 @@ class RunDirectory:
 
     def remember(self, device: int, placed: Placed) -> None:
         """Writes down what is true of the layer whose overlay has this st_dev. Raises OSError."""
-        directory = self.path + b"/mounts"
-        os.makedirs(directory, 0o755, exist_ok=True)
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            name = _name(device)
-            fields = {"point": os.fsdecode(placed.point), "volume": [placed.device, placed.inode]}
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(b"." + name, dir_fd=fd)
-            with replacing(name, b"." + name, dir_fd=fd) as stream:
-                stream.write(json.dumps(fields).encode())
-        finally:
-            os.close(fd)
+        fields = {"point": os.fsdecode(placed.point), "volume": [placed.device, placed.inode]}
+        self._write(b"mounts", _name(device), json.dumps(fields).encode())
 
     def forget(self, device: int) -> None:
         """Takes it back."""
@@ -176,6 +170,30 @@ class RunDirectory:
             if device is not None
         )
 
+    # --- what was reported ---
+
+    def remember_report(self, spool: bytes, mark: str) -> None:
+        """Writes down what `write_report` returned, for the next report to a spool. Raises OSError."""
+        self._write(b"reports", _spool_name(spool), mark.encode())
+
+    def last_report(self, spool: bytes) -> str | None:
+        """What was written down; None when nothing was, or it cannot be read."""
+        try:
+            with open(self.path + b"/reports/" + _spool_name(spool), "rb") as file:
+                return file.read(_MARK_SIZE_MAX).decode("ascii", "replace")
+        except OSError:
+            return None
+
+    def _write(self, directory: bytes, name: bytes, data: bytes) -> None:
+        path = self.path + b"/" + directory
+        os.makedirs(self.path, 0o755, exist_ok=True)
+        os.makedirs(path, 0o755, exist_ok=True)
+        with closing(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(b"." + name, dir_fd=fd)
+            with replacing(name, b"." + name, dir_fd=fd) as stream:
+                stream.write(data)
+
 
 def run_directories(table: Iterable[Mount]) -> list[RunDirectory]:
     """Those that the layers and inner mounts of a mount table belong to, as their places say."""
@@ -191,6 +209,10 @@ def run_directories(table: Iterable[Mount]) -> list[RunDirectory]:
 
 def _name(device: int) -> bytes:
     return b"%d:%d" % (os.major(device), os.minor(device))
+
+
+def _spool_name(spool: bytes) -> bytes:
+    return blake3(spool).hexdigest(length=_NAME_BYTES).encode()
 
 
 def _device(name: bytes) -> int | None:

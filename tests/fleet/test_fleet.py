@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import random
 import re
+import stat
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
 from mkmeta.errors import MkmetaError, StoreError
+from mkmeta.fleet import report as report_module
 from mkmeta.fleet import spool as spool_module
 from mkmeta.fleet.report import REPORT_SIZE_MAX, STATES, Report, decode_report, host_name, write_report
 from mkmeta.fleet.spool import Standing, holders_of_older, judge, read_spool
@@ -153,6 +156,130 @@ def test_others_can_read_a_report_whatever_the_umask(spool: Path) -> None:
     finally:
         os.umask(before)
     assert (spool / "node1.json").stat().st_mode & 0o7777 == 0o644
+
+
+@pytest.fixture
+def on_one_day(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The time in reports; tests set it."""
+    times = ["2026-01-31T12:00:00Z"]
+    monkeypatch.setattr(report_module, "utc_now", lambda: times[0])
+    return times
+
+
+def interfere(what: str, path: Path, other: Path) -> None:
+    """What others do to a report."""
+    match what:
+        case "written":
+            path.write_text("{}")
+        case "written with the same":
+            path.write_bytes(path.read_bytes())
+        case "replaced":
+            path.with_name("new").write_bytes(path.read_bytes())
+            path.with_name("new").rename(path)
+        case "linked":
+            os.link(path, path.with_name("link"))
+        case "open to others":
+            path.chmod(0o666)
+        case "aged":
+            os.utime(path, (1, 1))
+        case _:
+            path.unlink()
+    match what:
+        case "a link to another":
+            path.symlink_to(other)
+        case "another file":
+            os.link(other, path)
+        case "a fifo":
+            os.mkfifo(path)
+
+
+INTERFERENCES = (
+    *("written", "written with the same", "replaced", "linked", "open to others", "aged"),
+    *("removed", "a link to another", "another file", "a fifo"),
+)
+
+
+@pytest.mark.parametrize("what", INTERFERENCES)
+def test_a_file_that_anybody_touched_is_written_anew(spool: Path, on_one_day: list[str], what: str) -> None:
+    """And what is there in its place is left alone, whatever it is."""
+    path, other = spool / "node1.json", spool.parent / "other"
+    mark = write_report(os.fsencode(spool), report())
+    other.write_bytes(path.read_bytes())
+    os.utime(other, (1, 1))
+    time.sleep(0.05)  # several ticks of the clock that change times are of
+    interfere(what, path, other)
+    before = path.lstat().st_ino if os.path.lexists(path) else None
+    write_report(os.fsencode(spool), report(), mark)
+    found = path.lstat()
+    assert (found.st_ino != before, stat.S_ISREG(found.st_mode), found.st_mode & 0o777) == (True, True, 0o644)
+    assert decode_report(path.read_bytes(), os.fsencode(path)) == report()
+    assert found.st_mtime > 1
+    assert other.stat().st_mtime == 1
+
+
+def test_what_is_the_same_has_its_time_set_alone(spool: Path, on_one_day: list[str]) -> None:
+    """Reports at random, each against whether it had to be written; the spool says the same in either case."""
+    chance = random.Random(5)
+    path, said, mark = spool / "node1.json", None, None
+    renewed = 0
+    for _ in range(200):
+        one = report(generation=chance.choice([6, 7]), held=chance.choice([(), (4,)]))
+        lost, later = chance.random() < 0.1, chance.random() < 0.1
+        if later:
+            on_one_day[0] = f"2026-02-{chance.randrange(1, 29):02}T12:00:00Z"
+        before = (path.stat().st_ino, path.stat().st_ctime_ns, path.read_bytes()) if path.exists() else None
+        now = (one, on_one_day[0])
+        mark = write_report(os.fsencode(spool), one, None if lost else mark)
+        inode, change_time, data = path.stat().st_ino, path.stat().st_ctime_ns, path.read_bytes()
+        if now == said and not lost:
+            renewed += 1
+            assert before is not None
+            assert (inode, data) == (before[0], before[2])
+        elif before is not None:
+            assert inode != before[0]
+        assert (json.loads(data)["reported"], decode_report(data, b"node1.json")) == (on_one_day[0], one)
+        assert before is None or change_time >= before[1]
+        assert os.listdir(spool) == ["node1.json"]
+        said = now
+    assert renewed > 20
+
+
+def test_a_renewed_report_is_one_of_now(spool: Path, on_one_day: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the server's clock, as a file that is written. What may not be touched is written, and that says why."""
+    mark = write_report(os.fsencode(spool), report())
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(os, "utime", lambda *arguments, **words: calls.append((*arguments, *words)))
+    write_report(os.fsencode(spool), report(), mark)
+    assert len(calls) == 1
+    assert len(calls[0]) == 1, "no times are given: the server has one"
+
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    before = (spool / "node1.json").stat().st_ino
+    write_report(os.fsencode(spool), report(), mark)
+    assert (spool / "node1.json").stat().st_ino != before
+
+
+def test_the_verb_remembers_what_it_reported(spool: Path, tmp_path: Path, on_one_day: list[str]) -> None:
+    """In RUN; what is there instead of that is no mark, and without it the report is written all the same."""
+    (tmp_path / "sw").mkdir()
+    call = ["status", str(tmp_path / "sw"), "--run-dir", str(tmp_path / "run"), "--report", str(spool)]
+    inodes: list[int] = []
+    for damage in (None, None, b"", b"\xff" * 5000, None):
+        (note,) = (tmp_path / "run/reports").iterdir() if inodes else (None,)
+        if damage is not None and note is not None:
+            note.write_bytes(damage)
+        assert main(call) == 20
+        (file,) = spool.iterdir()
+        inodes.append(file.stat().st_ino)
+    same = [one == other for one, other in itertools.pairwise(inodes)]
+    assert same == [True, False, False, True]
+    (tmp_path / "run/reports").rename(tmp_path / "away")
+    (tmp_path / "run/reports").write_text("no directory")
+    assert main(call) == 20
+    assert len(list(spool.iterdir())) == 1
 
 
 def test_no_host_lists_the_reports_of_all(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
