@@ -28,9 +28,11 @@ def console_script() -> int:
     if signal.SIGINT in ends:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing yet to be put in order
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    from mkmeta.cli.streams import restart_in_utf8, set_up
+    from mkmeta.cli.restart import restart_apart
 
-    restart_in_utf8()
+    restart_apart()
+    from mkmeta.cli.streams import set_up
+
     set_up()
     from mkmeta.cli.main import Terminated
 

@@ -35,21 +35,6 @@ def is_closed(fd: int) -> bool:
     return fd in _closed
 
 
-def restart_in_utf8() -> None:
-    """Runs the program anew where Python decodes arguments and names by an encoding that loses some, such as Big5.
-
-    Returns where it is UTF-8, where that was tried, and where /proc does not tell the arguments.
-    """
-    if sys.getfilesystemencoding() == "utf-8" or os.environb.get(b"PYTHONUTF8") == b"1":
-        return
-    try:
-        with open("/proc/self/cmdline", "rb") as stream:
-            arguments = stream.read().split(b"\0")[:-1]
-        os.execve(os.fsencode(sys.executable), arguments, {**os.environb, b"PYTHONUTF8": b"1"})
-    except OSError:
-        return
-
-
 def set_up() -> None:
     """Sets up the streams of this process; before anything is opened."""
     for fd in range(3):

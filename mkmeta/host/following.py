@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from mkmeta.build import BuildOptions
 from mkmeta.errors import MkmetaError, MountError, RefusedError, StoreError, printable, reason
 from mkmeta.host.activation import Action, Activated, Note, Request, activate, store_of
-from mkmeta.host.volume import is_outdated
+from mkmeta.host.place import real_point
+from mkmeta.host.volume import SECONDS, is_outdated
+from mkmeta.linux.asking import NoAnswerError, ask, reused
 from mkmeta.linux.mountinfo import mount_of, mounts
 from mkmeta.manifest.output import atomic_output
 from mkmeta.manifest.reader import ManifestReader
@@ -54,6 +57,7 @@ class Followed:
     built: bool = False  # a generation was built for it
 
 
+@reused()
 def follow(
     request: Request,
     pointer_path: bytes,
@@ -65,9 +69,10 @@ def follow(
 ) -> Followed:
     """Brings a mount to what the pointer names. Raises StoreError, RefusedError for an older generation, as `activate`.
 
-    When nothing was published since the last time, that is one stat of the pointer.
+    When nothing was published since the last time, that is one stat of the pointer. Whatever is asked of the volume
+    before a manifest is read, a child process asks: a dead server takes `SECONDS`.
     """
-    point = os.path.realpath(request.point)
+    point = real_point(request.point)
     if os.path.abspath(pointer_path).startswith(point.rstrip(b"/") + b"/"):
         _refuse_layer(pointer_path, point)
     memory = _Memory(run, point)
@@ -75,14 +80,16 @@ def follow(
     anew = False
     looked_ns = time.time_ns()
     try:
-        status = os.stat(pointer_path, follow_symlinks=False)
+        status = ask(partial(os.stat, pointer_path, follow_symlinks=False), SECONDS)
         identity = _identity(status)
         anew = live is not None and is_outdated(live, run.placed(live.mount.device), pointer_path, status)
         if live is not None and not anew and memory.proves(identity) and memory.id.startswith(live.short_id):
             return Followed(step=Step.NOTHING)
-        check_outside_layers(pointer_path)
-        record = pointer_record(pointer_path)
+        record = ask(partial(_record, pointer_path), SECONDS)
         pointer = parse_pointer(record)
+    except NoAnswerError:
+        hint = "see whether its server is up and reachable, and `dmesg`; what is mounted stays"
+        raise MountError("the pointer's volume does not answer", path=pointer_path, hint=hint) from None
     except (OSError, StoreError) as error:
         return _without(pointer_path, error, request, live, run, note)
     digest = hashlib.sha256(record.data).hexdigest()
@@ -96,6 +103,12 @@ def follow(
         why = reason(error) if isinstance(error, OSError) else error.message
         note(f"mkmeta: {printable(memory.path)}: cannot be kept ({why}): the next call does it once more")
     return done
+
+
+def _record(pointer_path: bytes) -> Record:
+    """In a child: the pointer as it is."""
+    check_outside_layers(pointer_path)
+    return pointer_record(pointer_path)
 
 
 def check_outside_layers(pointer_path: bytes) -> None:

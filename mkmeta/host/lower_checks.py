@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from mkmeta.errors import MountError, printable
+from mkmeta.errors import MountError, printable, reason
 from mkmeta.host.finding import Check, Finding, failure, note, ok, warning
 from mkmeta.host.kernel_checks import nfs_defects
 from mkmeta.host.nfs_advice import NFS_TYPES, NfsOptions, nfs_findings
@@ -81,18 +81,31 @@ class LowerChecks:
         except (FileNotFoundError, NotADirectoryError):
             yield failure("lower", "there is no such directory", "mount the volume, or name where it is", self.path)
             return
+        except OSError as error:
+            yield self._unreadable(error)
+            return
         if not stat.S_ISDIR(status.st_mode):
             yield failure("lower", "is not a directory", "name the directory that was scanned", self.path)
             return
         found = self._mount()
         where = f"{found.fstype.decode(errors='replace')}, {printable(found.source)} at {printable(found.point)}"
-        with os.scandir(self.path) as entries:
-            empty = next(entries, None) is None
+        try:
+            with os.scandir(self.path) as entries:
+                empty = next(entries, None) is None
+        except OSError as error:
+            yield self._unreadable(error)
+            return
         self._listed = True
         if empty:
             yield warning("lower", f"is empty ({where})", "see whether the volume is mounted: findmnt", self.path)
         else:
             yield ok("lower", where, self.path)
+
+    def _unreadable(self, error: OSError) -> Finding:
+        if error.errno in _DENIED:
+            return warning("lower", f"could not be checked: {reason(error)}", "run doctor as root", self.path)
+        hint = "see whether its server is up and reachable, `dmesg`, and mount it again"
+        return failure("lower", f"the volume cannot be read: {reason(error)}", hint, self.path)
 
     def flags(self) -> Iterator[Finding]:
         """Flags of its mount, which overlayfs does not pass on by itself."""

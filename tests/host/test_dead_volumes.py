@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mkmeta.cli import refresh
-from mkmeta.host import activation, checks
+from mkmeta.host import activation, checks, following
 from mkmeta.mounts import switch
 from tests.host.hosts import Host
 from tests.host.served import Served, needs_fuse
@@ -74,6 +74,15 @@ def test_errors_of_a_volume_are_said_as_they_are(served: tuple[ServedHost, Serve
     assert words in refused.err.lower()
     server.resume()
     host.activate()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_doctor_calls_a_volume_that_fails_a_failure(served: tuple[ServedHost, Served], number: int) -> None:
+    """And no doubt of its own: what cannot be listed has no layer over it."""
+    host, server = served
+    server.fail(number)
+    done = ended(host, "doctor", "--json", "--lower", host.volume)
+    assert (done.returncode, os.strerror(number).lower() in done.stdout.lower()) == (23, True), done
 
 
 def test_a_server_that_was_killed(served: tuple[ServedHost, Served]) -> None:
@@ -143,6 +152,33 @@ def test_refreshing_a_dead_volume_gives_up(served: tuple[ServedHost, Served], mo
     server.hang()
     monkeypatch.setattr(refresh, "_SECONDS", 1.0)
     assert "does not answer" in host.call("refresh", host.point, check=1).err
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_following_a_pointer_on_a_dead_server_gives_up(
+    served: tuple[ServedHost, Served], monkeypatch: pytest.MonkeyPatch, mounted: bool
+) -> None:
+    """A timer that starts it again finds out when the server is back; one that waits for it never would."""
+    host, server = served
+    host.call("publish", host.store, "--pointer", host.served / "sw.json")
+    followed: list[str | Path] = [
+        host.top / "client",
+        host.point,
+        "--lower",
+        host.volume,
+        "--follow",
+        host.volume / "sw.json",
+    ]
+    if mounted:
+        host.call("activate", *followed)
+    before = host.stack()
+    server.hang()
+    monkeypatch.setattr(following, "SECONDS", 1.0)
+    assert "does not answer" in host.call("activate", *followed, check=1).err
+    assert host.stack() == before
+    server.resume()
+    host.call("activate", *followed)
+    assert (host.point / "grp/paint/v1/lib/one").read_text() == "first\n"
 
 
 @pytest.mark.parametrize("profile", ["nested", "merge", "data-only"])
