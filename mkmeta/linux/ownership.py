@@ -1,14 +1,41 @@
-"""Who may change a file, by its owner and mode and those of the directories above it (path_resolution(7))."""
+"""Who owns a file, as far as this process can tell, and who may change it, by its owner and mode and those of the
+directories above it (path_resolution(7)).
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _INITIAL: Final = ["0", "0", "4294967295"]  # /proc/self/uid_map where user IDs are what they are
 _OVERFLOW: Final = Path("/proc/sys/fs/overflowuid")
+_ID_COUNT: Final = 2**32 - 1  # the last number is no ID
+
+
+class Strangers(NamedTuple):
+    """What a file shows as its owner where that says nothing of who it is; None: of all, it says who."""
+
+    uid: int | None = None
+    gid: int | None = None
+
+
+def strangers() -> Strangers:
+    """Of this process: where its user namespace does not map all IDs, files of those without one show the overflow ID
+    instead, which may be somebody's besides (user_namespaces(7)). Raises OSError.
+    """
+    return Strangers(_stranger("uid"), _stranger("gid"))
+
+
+def _stranger(kind: str) -> int | None:
+    try:
+        table = Path(f"/proc/self/{kind}_map").read_text()
+    except FileNotFoundError:  # a kernel without user namespaces
+        return None
+    if sum(int(line.split()[2]) for line in table.splitlines()) == _ID_COUNT:
+        return None
+    return int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())
 
 
 def who_else_may_write(status: os.stat_result, path: bytes) -> tuple[bytes, str] | None:

@@ -14,7 +14,7 @@ from mkmeta.codec.container import CONTENT_SIZE_MAX
 from mkmeta.codec.nfs4_acl import Access, allows_everybody
 from mkmeta.codec.objects import OBJECT_SIZE_MAX, xattr_problem
 from mkmeta.errors import printable
-from mkmeta.model import ACL_SHADOWS, ID_MAX, NS, PATH_LIMIT, DirectoryKind
+from mkmeta.model import ACL_SHADOWS, NS, PATH_LIMIT, DirectoryKind
 from mkmeta.scanner.base import MODE, NAME, SIZE, XATTRS, Row, linked_name
 from mkmeta.scanner.hashing import ContentHasher, Digests
 from mkmeta.scanner.inlining import Collector, Inline
@@ -31,7 +31,6 @@ MOUNT_POINT: Final = "is a mount point, which overlayfs does not follow"
 _T = TypeVar("_T")
 NOT_HERE: Final = -1  # no file has so few bytes
 _NO_DIGESTS: Final = (None, None)
-_NO_OWNER: Final = f"belongs to the invalid ID {ID_MAX + 1}, which no file can be given"
 
 
 class EntryReader:
@@ -82,8 +81,9 @@ class EntryReader:
         `limit`: bytes that a file may have whose content is taken; NOT_HERE: it is in a closed directory.
         """
         mode, uid, gid = seen.st_mode, seen.st_uid, seen.st_gid
-        if uid > ID_MAX or gid > ID_MAX:
-            raise Unfaithful(prefix + name, _NO_OWNER)
+        why = self.rules.owner_problem(seen)
+        if why is not None:
+            raise Unfaithful(prefix + name, why)
         sec, nsec = divmod(seen.st_mtime_ns, NS)
         row: list[object] = [name, mode, uid, gid, sec, nsec]
         file_type = stat.S_IFMT(mode)
@@ -201,8 +201,9 @@ class EntryReader:
 
     def describe(self, path: bytes, own: os.stat_result, kind: DirectoryKind, tally: Tally) -> Own:
         """The directory's own entry, for the working directory."""
-        if own.st_uid > ID_MAX or own.st_gid > ID_MAX:
-            raise Unfaithful(path, _NO_OWNER)
+        why = self.rules.owner_problem(own)
+        if why is not None:
+            raise Unfaithful(path, why)
         (xattr_names,) = self.list_xattrs(path, [b"."])
         mode, xattrs = self._read_xattrs(path, b"", own.st_mode, xattr_names, tally)
         fields = [path.rpartition(b"/")[2], mode, own.st_uid, own.st_gid, *divmod(own.st_mtime_ns, NS)]

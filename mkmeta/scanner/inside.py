@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import Final
 
 from mkmeta.codec.nfs4_acl import Access
+from mkmeta.linux.ownership import Strangers
 from mkmeta.model import ID_MAX, NAME_MAX, NS, PATH_LIMIT, SIZE_MAX, DirectoryKind
 from mkmeta.pattern import NOWHERE, State
 from mkmeta.scanner.base import BLAKE3, MODE, NAME, SIZE, XATTRS, Base, Recorded, Row, linked_name
@@ -76,7 +77,8 @@ class Inside:
         ]
         xattr_names = reader.list_xattrs(prefix, changed)
         crowded = bool(reader.rules.mount_points) or len(prefix) > PATH_LIMIT - NAME_MAX
-        if not (crowded or self.select or unchanged or inline or reader.hasher.enabled or any(xattr_names)):
+        strange = reader.rules.strangers != Strangers()
+        if not (crowded or strange or self.select or unchanged or inline or reader.hasher.enabled or any(xattr_names)):
             plain = plain_rows(names, looks)
             if plain is not None:
                 listing.add(plain)

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 
 from mkmeta.errors import NothingSelectedError, ScanError, reason
 from mkmeta.linux.mountinfo import mount_points_below
+from mkmeta.linux.ownership import strangers
 from mkmeta.model import Counts, DirectoryKind
 from mkmeta.pattern import Patterns, State
 from mkmeta.scanner.directory import DirectoryReader
@@ -92,6 +93,7 @@ def preview(options: ScanOptions, tell: Callable[[bytes], None], *, seconds: flo
             digests=(),
             mount_points=mount_points_below(root),
             open_content=options.open_content,
+            strangers=strangers(),
         )
         return _Preview(rules).run(root, tell, seconds)
 

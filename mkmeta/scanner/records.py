@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mkmeta.codec.packing import array_header, pack
-from mkmeta.model import Counts, DigestName, DirectoryKind
+from mkmeta.linux.ownership import Strangers
+from mkmeta.model import ID_MAX, Counts, DigestName, DirectoryKind
 from mkmeta.pattern import Patterns, State
 from mkmeta.scanner.base import Base, BaseDirectory, inodes_of
 from mkmeta.scanner.inlining import Inline, Inlining
@@ -172,3 +173,13 @@ class ScanRules:
     digests: Collection[DigestName]
     mount_points: Collection[bytes]  # paths below the root
     open_content: Callable[[bytes], int]  # opens a file of the working directory for hashing
+    strangers: Strangers  # what owners show that are not known
+
+    def owner_problem(self, seen: os.stat_result) -> str | None:
+        """Why the owner of something cannot be recorded."""
+        uid, gid = seen.st_uid, seen.st_gid
+        if uid > ID_MAX or gid > ID_MAX:
+            return f"belongs to the invalid ID {ID_MAX + 1}, which no file can be given"
+        if uid == self.strangers.uid or gid == self.strangers.gid:
+            return f"seems to be of {uid}:{gid}, as all do whose owner or group has no ID in this user namespace"
+        return None

@@ -19,6 +19,7 @@ from mkmeta.codec.container import Location
 from mkmeta.codec.info import Info
 from mkmeta.errors import LeftOutError, NothingSelectedError, ScanError, reason
 from mkmeta.linux.mountinfo import mount_points_below
+from mkmeta.linux.ownership import strangers
 from mkmeta.manifest.closed import are_known
 from mkmeta.manifest.content_walk import Totals, counted
 from mkmeta.manifest.content_writer import ContentWriter
@@ -137,6 +138,7 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
             base=base,
             inlining=inlining,
             open_content=options.open_content,
+            strangers=strangers(),
         )
         if rules.only is None:
             report = _without_changed(_Scan(options, rules, observer).run(root, created, stream), options, stream)

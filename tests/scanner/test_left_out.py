@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import random
 import signal
 import stat
 import subprocess
@@ -48,6 +50,63 @@ def assert_bad_is_left_out(root: Path, expected: str, **options: object) -> None
     with pytest.raises(LeftOutError, match=expected.replace(".", r"\.")) as stop:
         scan_tree(root, "*", on_error=OnError.FAIL, **options)
     assert stop.value.path is not None and stop.value.path.startswith(b"bad/lib/deep")
+
+
+_IN_NAMESPACE = """
+import json, sys
+sys.stdin.readline()  # until there are IDs
+from pathlib import Path
+from mkmeta.model import DigestName
+from tests.scanner.helpers import scan_tree
+digests = tuple(map(DigestName, sys.argv[2:]))
+left_out = scan_tree(Path(sys.argv[1]), "*", digests=digests).left_out()
+print(json.dumps({path.decode(): why for path, why in left_out.items()}))
+"""
+_OVERFLOW = int(Path("/proc/sys/kernel/overflowuid").read_text())
+_OWNERS = (0, 1000, 1999, 2000, _OVERFLOW, 70_000, 4_000_000_000)
+
+
+@pytest.mark.needs("root", "user namespaces", "unshare")
+@pytest.mark.parametrize(
+    "ranges",
+    [[range(1)], [range(1), range(1000, 2000)], [range(65536)], [range(2**32 - 1)]],
+    ids=["root", "root and some", "as many as containers have", "all"],
+)
+@pytest.mark.parametrize("digests", [(), (DigestName.BLAKE3,)], ids=["plain", "digests"])
+def test_owners_without_an_id_in_the_user_namespace(
+    tmp_path: Path, ranges: list[range], digests: tuple[DigestName, ...]
+) -> None:
+    """Each shows the overflow ID there, as he does who has it: what seems to be his is left out unless all have one."""
+    chance = random.Random(len(ranges) + ranges[-1].stop)
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    expected = set()
+    for number in range(24):
+        release = volume / f"r{number}"
+        (release / "lib").mkdir(parents=True)
+        (release / "lib/link").symlink_to("f0")
+        for name in range(4):
+            (release / f"lib/f{name}").write_text("x")
+        odd = chance.sample(sorted(release.rglob("*")), chance.choice((0, 1, 1, 2)))
+        for path in odd:
+            owner = chance.choice(_OWNERS), chance.choice(_OWNERS)
+            os.chown(path, *owner, follow_symlinks=False)
+            known = [any(one in ids for ids in ranges) and one != _OVERFLOW for one in owner]
+            if not all(known) and ranges[-1].stop < 2**32 - 1:
+                expected.add(f"r{number}")
+    command = ["unshare", "--user", sys.executable, "-c", _IN_NAMESPACE, str(volume), *digests]
+    table = "".join(f"{ids.start} {ids.start} {len(ids)}\n" for ids in ranges)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        while os.readlink(f"/proc/{process.pid}/ns/user") == os.readlink("/proc/self/ns/user"):
+            time.sleep(0.01)
+        for kind in ("uid", "gid"):
+            Path(f"/proc/{process.pid}/{kind}_map").write_text(table)
+        print(file=process.stdin, flush=True)
+        left_out = json.loads(process.stdout.readline())
+    assert set(left_out) == expected
+    assert all("has no ID in this user namespace" in why for why in left_out.values())
+    assert set(scan_tree(volume, "*").left_out()) == set(), "here all are known"
 
 
 @pytest.mark.needs("root")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# In a user namespace that maps not all IDs, owners of files are seen as 65534, and would be recorded so.
+# In a user namespace that maps not all IDs, owners of files are seen as 65534, and what is of such is not recorded.
 set -eu
 for map in "${MKMETA_PROC:-/proc/self}/uid_map" "${MKMETA_PROC:-/proc/self}/gid_map"; do
     read -r inside outside count <"$map"
