@@ -27,7 +27,7 @@ from mkmeta.host.volume import Volume, check_is_the_one, look, shows_through
 from mkmeta.linux.asking import reused
 from mkmeta.linux.filesystem import is_overlay
 from mkmeta.linux.mount import MountFlags
-from mkmeta.linux.mountinfo import mounts, visible_at
+from mkmeta.linux.mountinfo import mount_id, mounts, visible_at
 from mkmeta.linux.process import ending_signals_held
 from mkmeta.mounts.live import LiveMount
 from mkmeta.mounts.overlay import closing
@@ -420,6 +420,8 @@ class _Mounting:
             check_room(new, self.request.point)
             with ending_signals_held(), self._remembered(new), _moved(self.store, self.generation):
                 place(new, self.request.point, self.live, allow_gap=self.request.allow_gap)
+            if self.live is not None:
+                self.run.left(self.live.mount.device)
         return profile
 
     @contextlib.contextmanager
@@ -427,7 +429,8 @@ class _Mounting:
         """Has RUN know what the mount does not show; no more, if the block fails."""
         device = os.fstat(new.fd).st_dev
         try:
-            self.run.remember(device, Placed(self.request.point, self.volume.device, self.volume.inode))
+            volume = self.volume
+            self.run.remember(device, Placed(self.request.point, volume.device, volume.inode, mount_id(new.fd)))
             yield
         except BaseException:
             self.run.forget(device)

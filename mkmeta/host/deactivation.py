@@ -70,6 +70,7 @@ def deactivate(
                 path=live.point,
                 hint="with --detach it goes now, and they keep what they have open",
             ) from None
+        run.left(live.mount.device)
         run.sweep()
         return live, next((one for one in left_here() if one.inner == live.inner_path), None)
 
@@ -87,7 +88,7 @@ def left_here() -> list[Left]:
     runs = run_directories(table)
     for mount in layers:
         known = next(filter(None, (run.placed(mount.device) for run in runs)), None)
-        if known is None or known.point == mount.point:
+        if known is None or known.is_here(mount):
             for point in layers_of(mount).lowers:
                 inner.pop(point, None)
     if not inner:

@@ -83,9 +83,9 @@ def statuses(points: list[bytes] | None, run: RunDirectory | None = None) -> lis
         original = first.setdefault(one.mount.device, one.point)
         known = next(filter(None, (directory.placed(one.mount.device) for directory in runs)), None)
         placed[one.mount.id] = known
-        at = known.point if known is not None else original
-        if at != one.point:
-            copies.setdefault(at, []).append(one.point)
+        here = known.is_here(one.mount) if known is not None else original == one.point
+        if not here:
+            copies.setdefault(known.point if known is not None else original, []).append(one.point)
         elif points is None or one.point in points:
             places.setdefault(one.point, []).append(one)
     deadline = time.monotonic() + SECONDS

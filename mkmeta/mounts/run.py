@@ -37,6 +37,15 @@ class Placed(NamedTuple):
         int  # st_dev of the root of the volume below it: the kernel holds that filesystem, so no other gets the number
     )
     inode: int  # st_ino of the same
+    mount: int = 0  # its ID, which it keeps wherever it is moved to; 0: nobody knows, or it was detached since
+
+    def is_here(self, mount: Mount) -> bool:
+        """Whether a mount of that overlay is the one that was made then, and not one made from it by bind.
+
+        It may be elsewhere by now: moved, or a directory above it renamed. In copies of the mount namespace mounts have
+        other IDs, and the same places.
+        """
+        return mount.point == self.point or mount.id == self.mount
 
 
 @dataclass(frozen=True)
@@ -139,8 +148,16 @@ class RunDirectory:
 
     def remember(self, device: int, placed: Placed) -> None:
         """Writes down what is true of the layer whose overlay has this st_dev. Raises OSError."""
-        fields = {"point": os.fsdecode(placed.point), "volume": [placed.device, placed.inode]}
+        volume = [placed.device, placed.inode]
+        fields = {"point": os.fsdecode(placed.point), "volume": volume, "mount": placed.mount}
         self._write(b"mounts", _name(device), json.dumps(fields).encode())
+
+    def left(self, device: int) -> None:
+        """Writes down that the mount is detached: its ID is the next one's, and what is left of it are copies."""
+        placed = self.placed(device)
+        if placed is not None and placed.mount:
+            with contextlib.suppress(OSError):  # no room: a copy that gets this very number is taken for the layer
+                self.remember(device, placed._replace(mount=0))
 
     def forget(self, device: int) -> None:
         """Takes it back."""
@@ -153,9 +170,10 @@ class RunDirectory:
             with open(self.path + b"/mounts/" + _name(device), "rb") as file:
                 fields = json.loads(file.read(_PLACED_SIZE_MAX))
             point, (volume, inode) = fields["point"], fields["volume"]
-            if not (isinstance(point, str) and type(volume) is int and type(inode) is int):
+            mount = fields.get("mount", 0)
+            if not isinstance(point, str) or not all(type(number) is int for number in (volume, inode, mount)):
                 return None
-            return Placed(os.fsencode(point), volume, inode)
+            return Placed(os.fsencode(point), volume, inode, mount)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 

@@ -108,7 +108,7 @@ def layers_at(point: bytes, run: RunDirectory) -> list[LiveMount]:
 
     def is_copy(mount: Mount) -> bool:
         placed = run.placed(mount.device)
-        return placed is not None and placed.point != point
+        return placed is not None and not placed.is_here(mount)
 
     return live_at(point, mounts(), is_copy)
 

@@ -192,6 +192,45 @@ def test_a_bind_mount_of_a_layer_is_not_behind(host: Host) -> None:
     assert (container / "grp/paint/v1/lib/one").read_text() == "first\n"
 
 
+def test_a_layer_that_was_moved_is_the_same(host: Host, tmp_path: Path) -> None:
+    """By mount(8), or with a directory above it; what was made from it by bind is not, whatever number that has."""
+    for name in ("sites", "copies"):
+        (tmp_path / name).mkdir()
+        _bind(tmp_path / name, tmp_path / name)
+        subprocess.run(["mount", "--make-private", tmp_path / name], check=True)
+    point = tmp_path / "sites" / "sw"
+    host.call("activate", host.store, point, "--lower", host.volume)
+    _bind(point, tmp_path / "copies" / "before")
+    (tmp_path / "sites" / "moved").mkdir()
+    for number, by in enumerate(("move", "rename"), start=2):
+        there = point
+        if by == "move":
+            point = tmp_path / "sites" / "moved" / "sw"
+            point.mkdir()
+            subprocess.run(["mount", "--move", there, point], check=True)
+        else:
+            (tmp_path / "sites" / "moved").rename(tmp_path / "sites" / "renamed")
+            point = tmp_path / "sites" / "renamed" / "sw"
+        host.call("status", point)
+        host.release(f"v{number}", {"lib/more": f"{number}\n"})
+        host.publish()
+        done = host.call("activate", "--json", host.store, point)
+        assert done.messages[-1]["action"] == "switched", by
+        assert (point / f"grp/paint/v{number}/lib/more").read_text() == f"{number}\n"
+        # numbers of mounts are given again, the lowest first
+        for copy in range(3):
+            _bind(tmp_path / "copies" / "before", tmp_path / "copies" / f"{by}{copy}")
+        found = [one["mountpoint"] for one in host.call("status", "--json").messages if one["message_type"] == "mount"]
+        assert found == [str(point)], by
+    for copied in (tmp_path / "copies").iterdir():
+        host.call("deactivate", copied, check=20)
+        subprocess.run(["umount", copied], check=True)
+    host.call("deactivate", point)
+    assert host.leftovers() == []
+    for name in ("sites", "copies"):
+        subprocess.run(["umount", tmp_path / name], check=True)
+
+
 def test_a_layer_that_users_do_not_see(host: Host) -> None:
     """Covered at a directory above, and at its own."""
     sites = host.top / "sites"

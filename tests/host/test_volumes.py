@@ -168,7 +168,7 @@ def test_what_is_remembered_goes_by_the_device_of_the_overlay(host: Host, profil
     run = RunDirectory(os.fsencode(host.run))
     shown = visible_at(os.fsencode(host.point), mounts())[-1]
     status = os.stat(host.volume)
-    assert run.placed(shown.device) == Placed(os.fsencode(host.point), status.st_dev, status.st_ino)
+    assert run.placed(shown.device) == Placed(os.fsencode(host.point), status.st_dev, status.st_ino, shown.id)
     host.call("deactivate", host.point)
     assert run.placed(shown.device) is None
 
