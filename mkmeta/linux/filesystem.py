@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Final
 
 from mkmeta.linux.mountinfo import mount_behind, mounts
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _OVERLAYFS_SUPER_MAGIC = 0x794C7630  # linux/magic.h
+BTRFS: Final = 0x9123683E  # as `filesystem_magic` says
 _MAGIC_BITS = 0xFFFFFFFF  # f_type is a signed long, and some numbers have their 32nd bit set
 _STATFS_LONGS = 64  # more than struct statfs has on any architecture; its first field, f_type, is a long
 

@@ -34,7 +34,7 @@ from mkmeta.model import Directory, DirectoryKind, type_name
 from mkmeta.pattern import Patterns, State
 from mkmeta.publisher.release import RETIRED
 from mkmeta.scanner.base import TRUST_MARGIN
-from mkmeta.scanner.looking import SILLY_RENAMED, SNAPSHOT_NAME
+from mkmeta.scanner.looking import is_made_up
 
 REQUESTS_PER_LISTING: Final = 3
 BARREN_MAX: Final = 500_000  # directories that are remembered, of some 70 bytes each, twice while a look goes on
@@ -297,7 +297,7 @@ class _Look:
 
     def _is_new(self, path: bytes, name: bytes, *, is_directory: bool) -> bool:
         """Whether what is not recorded should be, by its name, and unless it is retired."""
-        if SILLY_RENAMED.fullmatch(name) or (name == SNAPSHOT_NAME and is_directory):
+        if is_made_up(name, is_directory=is_directory):
             return False
         if self._hide.first_match(path, is_directory=is_directory) is not None:
             return False

@@ -17,6 +17,7 @@ from typing import IO, Final
 
 from mkmeta.codec.nfs4_acl import Access
 from mkmeta.codec.packing import pack
+from mkmeta.linux.filesystem import BTRFS, filesystem_magic
 from mkmeta.linux.mountinfo import mount_id
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.model import DirectoryKind
@@ -34,6 +35,9 @@ from mkmeta.trees.writer import Own
 
 _DOT: Final = ord(".")
 _NO_OWN: Final = Own(b"", b"")
+# BTRFS_EMPTY_SUBVOL_DIR_OBJECTID (linux/btrfs_tree.h), the inode of an empty directory that is nowhere on disk: what a
+# snapshot shows where a subvolume was. Its times are when it was last looked up. Other inodes count from 256 on
+_NO_SUBVOLUME: Final = 2
 
 
 @dataclass(slots=True)
@@ -93,6 +97,10 @@ class DirectoryReader(EntryReader):
             before = fstat(fd, path)
             if before.st_dev != self.rules.device and not self._is_same_mount(fd):
                 raise Unfaithful(path, MOUNT_POINT)
+            if before.st_ino == _NO_SUBVOLUME and filesystem_magic(fd) == BTRFS:
+                raise Unfaithful(
+                    path, "stands for a subvolume that is not in this btrfs snapshot: its times are made up"
+                )
             prefix = path + b"/" if path else b""
             tally = Tally()
             if inline is not None and self.rules.inlining is not None:

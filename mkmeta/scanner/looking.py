@@ -19,9 +19,10 @@ from mkmeta.scanner.records import Changed, Tally, Unfaithful
 _CONTENT: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LEASE_WAITS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, *[1] * 45)  # seconds: the kernel gives 45 (lease-break-time)
 _ACCESS_ACL: Final = "system.posix_acl_access"
-SNAPSHOT_NAME: Final = b".snapshot"  # how filers show older states of a directory
-# Names the NFS client gives to files deleted while open: ".nfs", file ID, counter (fs/nfs/unlink.c, nfs_sillyrename)
-SILLY_RENAMED = re.compile(rb"\.nfs[0-9a-f]{16,}")
+_SNAPSHOT_NAME: Final = b".snapshot"  # how filers show older states of a directory
+# Names the NFS client gives to files deleted while open: ".nfs", file ID, counter, in 16 and 8 digits (fs/nfs/unlink.c,
+# nfs_sillyrename)
+_SILLY_RENAMED: Final = re.compile(rb"\.nfs[0-9a-f]{24}")
 # The kernel's answers when a name went away between listing and looking
 _GONE = frozenset({errno.ENOENT, errno.ESTALE, errno.ENOTDIR, errno.ELOOP})
 
@@ -161,14 +162,19 @@ def failure(path: bytes, error: OSError) -> Exception:
     return Unfaithful(path, f"cannot be read: {reason(error)}", error=error)
 
 
-def is_transient(prefix: bytes, name: bytes, tally: Tally) -> bool:
+def is_made_up(name: bytes, *, is_directory: bool) -> bool:
     """Whether a name is one of those that server and client make up and take away: some directories, some files."""
-    is_snapshot = name == SNAPSHOT_NAME
-    if not is_snapshot and not SILLY_RENAMED.fullmatch(name):
+    return name == _SNAPSHOT_NAME if is_directory else _SILLY_RENAMED.fullmatch(name) is not None
+
+
+def is_transient(prefix: bytes, name: bytes, tally: Tally) -> bool:
+    """Whether what is at a name is such, which is counted. Raises Unfaithful, Changed."""
+    if not any(is_made_up(name, is_directory=either) for either in (True, False)):
         return False
     (seen,) = look(prefix, [name])
-    if stat.S_ISDIR(seen.st_mode) is not is_snapshot:
+    is_directory = stat.S_ISDIR(seen.st_mode)
+    if not is_made_up(name, is_directory=is_directory):
         return False
-    tally.snapshots += is_snapshot
-    tally.silly_renamed += not is_snapshot
+    tally.snapshots += is_directory
+    tally.silly_renamed += not is_directory
     return True

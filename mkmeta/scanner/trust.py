@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Final
 
-from mkmeta.linux.filesystem import filesystem_magic
+from mkmeta.linux.filesystem import BTRFS, filesystem_magic
 
 
 class Trust(Enum):
@@ -38,7 +38,7 @@ _OWN_CLOCK: Final = frozenset(
     {
         0xEF53,  # ext2, ext3, ext4
         0x58465342,  # XFS
-        0x9123683E,  # btrfs
+        BTRFS,
         0x01021994,  # tmpfs
         0xF2F52010,  # F2FS
         0xCA451A4E,  # bcachefs

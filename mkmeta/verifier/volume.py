@@ -23,7 +23,7 @@ from mkmeta.manifest.walk import Branch, Report
 from mkmeta.model import Directory, DirectoryKind, LinkRow, Node, RegularFile, type_name
 from mkmeta.pattern import Patterns
 from mkmeta.scanner.entry import ACCESS_ACL, NFS4_ACL_XATTRS
-from mkmeta.scanner.looking import SILLY_RENAMED, SNAPSHOT_NAME
+from mkmeta.scanner.looking import is_made_up
 from mkmeta.sinks.directory.inspection import (
     LABEL_XATTRS,
     Mismatch,
@@ -218,8 +218,10 @@ class VolumeVisitor:
         except OSError as error:
             self._findings.add(path, *why_closed(error), subtree=branch.subtree)
             return
-        made_up = SILLY_RENAMED.fullmatch(name) or (name == SNAPSHOT_NAME and stat.S_ISDIR(mode))
-        if made_up or self._volume.hide.first_match(path, is_directory=stat.S_ISDIR(mode)):
+        is_directory = stat.S_ISDIR(mode)
+        if is_made_up(name, is_directory=is_directory) or self._volume.hide.first_match(
+            path, is_directory=is_directory
+        ):
             return
         kind = type_name(mode)
         message = f"is new: a {kind}, in a directory that was recorded completely; mounts of the layer do not show it"

@@ -391,14 +391,25 @@ def test_linked_names_that_differ_leave_their_subtrees_out(volume: Path) -> None
 
 def test_transient_names_are_not_recorded(volume: Path) -> None:
     (volume / "good/lib/.nfs00000000012ab34c0000001f").write_text("deleted, but open")
-    (volume / "good/lib/.nfs-readme").write_text("a file like any other")
+    (volume / "good/lib/.nfs00000000012ab34c00000020").symlink_to("no link any more")
+    others = [
+        ".nfs-readme",
+        ".nfs00000000012ab34c0000001",
+        ".nfs00000000012ab34c0000001f0",
+        ".nfs00000000012AB34C0000001F",
+    ]
+    others += [".nfs00000000012ab34c0000001f.py", ".nfs00000000012ab34c0000001g", ".NFS00000000012ab34c0000001f"]
+    for name in others:
+        (volume / "good/lib" / name).write_text("a file like any other")
+    (volume / "good/lib/.nfs00000000012ab34c00000021").mkdir()
     (volume / "good/.snapshot/hourly.0").mkdir(parents=True)
     (volume / "good/lib/deep/.snapshot").write_text("a file like any other")
     scanned = scan_tree(volume)
-    found = {path for path in scanned.nodes() if b".nfs" in path or b".snapshot" in path}
-    assert found == {b"good/lib/.nfs-readme", b"good/lib/deep/.snapshot"}
+    found = {path for path in scanned.nodes() if b".nfs" in path.lower() or b".snapshot" in path}
+    others += [".nfs00000000012ab34c00000021", "deep/.snapshot"]
+    assert found == {b"good/lib/" + name.encode() for name in others}
     counts = scanned.report.counts
-    assert (counts.silly_renamed, counts.snapshots) == (1, 1)
+    assert (counts.silly_renamed, counts.snapshots) == (2, 1)
 
 
 def test_hidden_names(volume: Path) -> None:

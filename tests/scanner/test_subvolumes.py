@@ -14,8 +14,9 @@ from tests.layer.layers import build_layer
 from tests.scanner.helpers import scan_tree
 
 
-@pytest.mark.needs("root", "loop mounts", "overlay", "trusted xattrs")
-def test_they_are_recorded_and_served(tmp_path: Path, mount: Mount, overlay: Mount) -> None:
+@pytest.fixture
+def volume(tmp_path: Path, mount: Mount) -> Path:
+    """A subvolume in a directory, and another in that."""
     image = tmp_path / "image"
     try:
         image.touch()
@@ -30,6 +31,11 @@ def test_they_are_recorded_and_served(tmp_path: Path, mount: Mount, overlay: Mou
         subprocess.run(["btrfs", "-q", "subvolume", "create", volume / path], check=True, capture_output=True)
         (volume / path / "file").write_text(content)
         os.link(volume / path / "file", volume / path / "link")
+    return volume
+
+
+@pytest.mark.needs("root", "loop mounts", "overlay", "trusted xattrs")
+def test_they_are_recorded_and_served(tmp_path: Path, volume: Path, overlay: Mount) -> None:
     assert len({os.lstat(volume / path).st_dev for path in (".", "rel", "rel/lib/deep")}) == 3
     scanned = scan_tree(volume)
     assert scanned.report.left_out == ()
@@ -41,3 +47,23 @@ def test_they_are_recorded_and_served(tmp_path: Path, mount: Mount, overlay: Mou
     for how in ("merge", "data-only", "nested"):
         point = overlay(tmp_path / "layer", volume, how)
         assert ((point / "rel/link").read_text(), (point / "rel/lib/deep/file").read_text()) == ("one", "two"), how
+
+
+@pytest.mark.needs("root", "loop mounts")
+def test_their_places_in_a_snapshot_are_left_out(volume: Path) -> None:
+    """A snapshot does not go into subvolumes: empty directories stand for them, with the time of the last look."""
+    subprocess.run(
+        ["btrfs", "-q", "subvolume", "snapshot", "-r", volume / "rel", volume / "snap"], check=True, capture_output=True
+    )
+    (volume / "snap2").mkdir()
+    subprocess.run(
+        ["btrfs", "-q", "subvolume", "snapshot", "-r", volume / "rel/lib/deep", volume / "snap2/whole"],
+        check=True,
+        capture_output=True,
+    )
+    scanned = scan_tree(volume)
+    why = "stands for a subvolume that is not in this btrfs snapshot: its times are made up"
+    assert scanned.left_out() == {b"snap": f"snap/lib/deep: {why}"}
+    assert {b"rel/lib/deep/file", b"snap2/whole/file"} < set(scanned.nodes())
+    assert scan_tree(volume / "snap").left_out() == {b"lib": f"lib/deep: {why}"}
+    assert scan_tree(volume / "snap", "lib/deep", "file").left_out() == {b"lib/deep": why}

@@ -97,6 +97,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str]]]] = {
     "file deleted": (lambda top: (top / V2 / "block").unlink(), [(V2, "mtime"), (f"{V2}/block", "missing")]),
     "selected file deleted": (lambda top: (top / "top").unlink(), [("top", "missing")]),
     "new name in a release": (lambda top: (top / V2 / "new").touch(), [(V2, "mtime"), (f"{V2}/new", "new")]),
+    "new directory named as clients name deleted files": (
+        lambda top: (top / V2 / ".nfs000000000123456789abcdef").mkdir(),
+        [(V2, "mtime"), (f"{V2}/.nfs000000000123456789abcdef", "new")],
+    ),
     "file rewritten": (
         lambda top: (top / V2 / "block").write_bytes(b"patched"),
         [(f"{V2}/block", "mtime"), (f"{V2}/block", "size")],
