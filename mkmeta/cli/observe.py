@@ -32,7 +32,7 @@ _LOST: Final = {
     "relative": "calls by a relative path, of a process whose directory is not known: --cwd says it",
     "cut": "calls whose path or line was not printed completely",
     "lines": "lines that were not understood",
-    "chroot": "processes that changed their root: what they asked for then is not known",
+    "chroot": "calls of processes that changed their root, to one that is not known",
     "drops": "calls for which a table of the kernel had no room",
     "overruns": "events for which a buffer had no room",
     "inodes": "calls in directories whose path was not found",
@@ -43,7 +43,7 @@ Counts what is asked of the directories of a volume: names that are not there, s
 writes is what suggest, predict and promote read.
 
   observe FILE... --from KIND    from what other programs wrote:
-      strace     strace -f -e trace=%file,fchdir,clone,clone3,fork,vfork; any version since 5, with -ff, -y, times
+      strace     strace -f -y -e trace=%file,fchdir,clone,clone3,fork,vfork; any version since 5, with -ff, times
       ld-debug   LD_DEBUG=libs LD_DEBUG_OUTPUT=FILE, which the loader of any program writes
       bpftrace   examples/observe.bt, of all programs of a host, as root
       env        an environment (env, env -0, /proc/PID/environ): what its search paths would ask in vain

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Final
 
 from mkmeta.demand.importers import bpftrace, environment, ld_debug
-from mkmeta.demand.importers.strace import StraceImporter, children
+from mkmeta.demand.importers.strace import StraceImporter, survey
 from mkmeta.demand.profile import Source
 from mkmeta.demand.tally import Tally
 from mkmeta.errors import MkmetaError, reason
@@ -48,10 +48,22 @@ def _import_strace(tally: Tally, files: Sequence[bytes], stdin: BinaryIO, cwd: b
                 StraceImporter(tally, cwd).read(stream)
         return
     made: set[bytes] = set()
+    sharing: dict[bytes, bytes] = {}  # of those that share a directory, who made them
+    moving: list[bytes] = []
     for file in files:
         with _opened(file, stdin) as stream:
-            made |= children(stream)
-    importer = StraceImporter(tally, cwd)
+            children, moves = survey(stream)
+        made.update(children)
+        sharing.update((child, named[file]) for child, shares in children.items() if shares)
+        if moves:
+            moving.append(named[file])
+    movers: set[bytes] = set()
+    for process in moving:
+        above: bytes | None = process
+        while above is not None and above not in movers:
+            movers.add(above)
+            above = sharing.get(above)
+    importer = StraceImporter(tally, cwd, movers)
     left = sorted(files, key=lambda file: (named[file] in made, int(named[file])))
     while left:
         file = next((one for one in left if importer.knows(named[one])), left[0])

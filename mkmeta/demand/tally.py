@@ -39,7 +39,7 @@ class Tally:
 
     def add(self, path: bytes, kind: int, times: int = 1) -> None:
         """A miss, a stat or an open of an absolute path."""
-        if b"/." in path or b"//" in path:
+        if b"/." in path or b"//" in path or path[-1:] == b"/":
             path = normal(path)
         if not path.startswith(self._prefixes):
             self.outside += times
@@ -48,7 +48,7 @@ class Tally:
             return
         parent, _, name = path.rpartition(b"/")
         if not name:
-            return  # the root, or `directory/`, whose own name is of no interest here
+            return  # the root itself
         counts = self._counts.get(parent) or self._new(parent)
         if counts is None:
             return
@@ -167,12 +167,10 @@ class Tally:
 
 
 def normal(path: bytes) -> bytes:
-    """An absolute path without `//`, `.` and `..`, by its names alone. A slash at its end stays.
+    """An absolute path without `//`, `.` and `..`, by its names alone, and without a slash at its end.
 
-    >>> normal(b"/sw/./bin//../lib/")
-    b'/sw/lib/'
+    >>> normal(b"//sw/./bin//../lib/")
+    b'/sw/lib'
     """
     plain = os.path.normpath(path)
-    if plain.startswith(b"//"):
-        plain = plain[1:]
-    return plain + b"/" if path.endswith((b"/", b"/.")) and plain != b"/" else plain
+    return plain[1:] if plain.startswith(b"//") else plain

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mkmeta.demand.importers.strace import StraceImporter, children, unescape
+from mkmeta.demand.importers.strace import StraceImporter, survey, unescape
 from mkmeta.demand.importing import import_files
 from mkmeta.demand.profile import Row, Source
 from mkmeta.demand.tally import Tally
@@ -43,6 +43,17 @@ MISSES = {
     "slashes": 'stat("/sw//a///x", 0x7ffe) = -1 ENOENT (No such file or directory)',
     "unfinished": '7 stat("/sw/a/x",  <unfinished ...>\n8 getpid() = 8\n7 <... stat resumed>0x7f) = -1 ENOENT (x)',
     "unfinished, of old": '7 open("/sw/a/x", O_RDONLY <unfinished ...>\n7 <... open resumed> )       = -1 ENOENT (x)',
+    "-Y": '77<perl> openat(AT_FDCWD, "/sw/a/x", O_RDONLY) = -1 ENOENT (No such file or directory)',
+    "-Y to a terminal": '[pid 77<a b>] readlink("x", 0x7f, 10) = -1 ENOENT (No such file or directory)',
+    "-r -tt": '77 17:25:24.168196 (+     0.000523) access("/sw/a/x", R_OK) = -1 ENOENT (No such file or directory)',
+    "a slash at its end": 'stat("/sw/a/x//", 0x7ffe) = -1 ENOENT (No such file or directory)',
+    "a dot at its end": 'stat("x/.", 0x7ffe) = -1 ENOENT (No such file or directory)',
+    "chdir": 'chdir("/sw/a/x") = -1 ENOENT (No such file or directory)',
+    "unlink": 'unlink("x") = -1 ENOENT (No such file or directory)',
+    "rename": 'renameat2(AT_FDCWD, "/sw/a/x", AT_FDCWD, "/sw/b/y", 0) = -1 ENOENT (No such file or directory)',
+    "inotify": 'inotify_add_watch(5<anon_inode:inotify>, "x", IN_CREATE) = -1 ENOENT (No such file or directory)',
+    "in a root": 'openat2(4</sw>, "/a/x", {flags=O_RDONLY, resolve=RESOLVE_IN_ROOT}, 24) = -1 ENOENT (No such file)',
+    "words": 'execve("/sw/a/x", [") = 0", "= -1 ENOENT "], 0x7 /* 1 var */) = -1 ENOENT (No such file or directory)',
     "unfinished, no more": '7 openat(AT_FDCWD, "/sw/a/x", 0 <unfinished ...>\n7 <... openat resumed>) = -1 ENOENT (x)',
 }
 
@@ -108,6 +119,121 @@ def test_working_directories() -> None:
     assert tally.lost == {"relative": 1}
 
 
+NO_MISSES = {
+    "words": 'execve("/sw/b/x", ["x", "= -1 ENOENT (No such file or directory)"], 0x7 /* 1 var */) = 0',
+    "words, unfinished": '7 execve("/sw/b/x", [") = -1 ENOENT (x)"], 0x7 <unfinished ...>\n7 <... execve resumed>) = 0',
+    "a name": 'openat(AT_FDCWD, "/sw/b/) = -1 ENOENT (x)", O_RDONLY) = 3</sw/b/) = -1 ENOENT (x)>',
+    "no name": 'newfstatat(3, "", 0x7f, AT_EMPTY_PATH) = -1 ENOENT (No such file or directory)',
+    "too late": "7 ???() = ?",
+}
+
+
+@pytest.mark.parametrize("text", NO_MISSES.values(), ids=NO_MISSES)
+def test_no_miss(text: str) -> None:
+    found, tally = imported(text + "\n")
+    assert not sum(row.misses for row in found.values())
+    assert not +tally.lost
+
+
+def misses_of(text: str, cwd: bytes | None = b"/sw/zero") -> tuple[dict[str, int], Tally]:
+    found, tally = imported(text, cwd)
+    return {path.decode(): row.misses for path, row in found.items() if row.misses}, tally
+
+
+MISS = '"x", O_RDONLY) = -1 ENOENT (No such file or directory)\n'
+THREAD = "flags=CLONE_VM|CLONE_FS|CLONE_FILES|CLONE_THREAD"
+
+
+def test_a_thread_that_is_there_before_its_making_has_ended() -> None:
+    misses, tally = misses_of(
+        "1 clone3({" + THREAD + "} <unfinished ...>\n"
+        f"2 open({MISS}"
+        "1 <... clone3 resumed>, 88) = 2\n"
+        '1 chdir("/sw/one") = 0\n'
+        f"2 open({MISS}"
+        '2 chdir("two") = 0\n'
+        f"1 open({MISS}"
+        '2 open("/sw/three", O_RDONLY) = 5\n'
+        f"1 openat(5, {MISS}"
+    )
+    assert misses == {"zero": 1, "one": 1, "one/two": 1, "three": 1} and not +tally.lost
+
+
+def test_a_thread_that_runs_a_program_goes_on_as_the_first() -> None:
+    misses, tally = misses_of(
+        "1 clone3({" + THREAD + "}, 88) = 2\n"
+        '2 chdir("/sw/one") = 0\n'
+        '2 execve("/sw/bin/tool", ["tool"], 0x7 /* 1 var */ <pid changed to 1 ...>\n'
+        "1 +++ superseded by execve in pid 2 +++\n"
+        "1 <... execve resumed>)             = 0\n"
+        f"1 open({MISS}"
+    )
+    assert misses == {"one": 1} and not +tally.lost
+    assert [row.path for row in tally.rows() if row.is_file] == [b"bin/tool"]
+
+
+def test_a_child_that_has_ended_before_its_making() -> None:
+    misses, tally = misses_of(
+        "1 vfork( <unfinished ...>\n"
+        '2 execve("/sw/b/x", ["x"], 0x7 /* 1 var */) = -1 ENOENT (No such file or directory)\n'
+        "2 +++ exited with 127 +++\n"
+        "1 <... vfork resumed>) = 2\n"
+        '1 chdir("/sw/one") = 0\n'
+        "1 fork() = 2\n"  # another of that number
+        f"2 open({MISS}"
+    )
+    assert misses == {"b": 1, "one": 1} and not +tally.lost
+
+
+def test_another_root() -> None:
+    misses, tally = misses_of(
+        f'1 open("/sw/a/x"{MISS[3:]}'
+        '1 chroot("/sw/images/one") = 0\n'
+        f'1 open("/lib/x"{MISS[3:]}'
+        f'1 open("/lib/../../etc/x"{MISS[3:]}'
+        f"1 open({MISS}"
+        '1 chdir("/srv") = 0\n'
+        f"1 open({MISS}"
+        "1 fork() = 2\n"
+        f'2 openat(AT_FDCWD, "/usr/x"{MISS[3:]}'
+        f'3 open("/sw/a/x"{MISS[3:]}'
+        '4 chroot("inner") = 0\n'
+        f'4 open("/sw/a/x"{MISS[3:]}'
+    )
+    image = "images/one"
+    assert misses == {
+        "a": 1,
+        **dict.fromkeys([f"{image}/{name}" for name in ("lib", "etc", "srv", "usr")], 1),
+        "zero": 1,
+    }
+    assert tally.lost == {"relative": 1, "chroot": 2}  # whose 3 is, and so its root, nobody said
+
+
+def test_files_of_threads_do_not_tell_who_moved_first(tmp_path: Path) -> None:
+    trace = {
+        1: f"open({MISS}clone3({{{THREAD}}}, 88) = 2\nopen({MISS}openat(AT_FDCWD</sw/two>, {MISS}"
+        f"vfork() = 4\nopen({MISS}",
+        2: f"clone3({{{THREAD}}}, 88) = 3\nopen({MISS}",
+        3: f'chdir("/sw/three") = 0\nopen({MISS}',
+        4: f'chdir("/sw/four") = 0\nopen({MISS}',  # is no thread, and nobody else's directory
+    }
+    for process, text in trace.items():
+        (tmp_path / f"trace.{process}").write_text(text)
+    files = [os.fsencode(path) for path in sorted(tmp_path.iterdir())]
+    tally = Tally([b"/sw"])
+    import_files(tally, Source.STRACE, files, stdin=io.BytesIO(), cwd=b"/sw/zero", programs=[])
+    assert {row.path: row.misses for row in tally.rows()} == {b"zero": 1, b"two": 1, b"four": 1}
+    assert tally.lost == {"relative": 4}
+
+
+def test_so_many_processes_take_no_time() -> None:
+    """Each of them was looked for among all others: minutes."""
+    text = "".join(f"{process} getpid() = 1\n" for process in range(1, 40_000))
+    text += "".join(f"{process} vfork( <unfinished ...>\n" for process in range(40_000, 80_000))
+    misses, tally = misses_of(text + f"300000 open({MISS}")
+    assert not misses and tally.lost == {"relative": 1}  # too many may have made the last one
+
+
 def test_what_is_not_known_is_lost() -> None:
     found, tally = imported(
         'open("x", O_RDONLY) = -1 ENOENT (No such file or directory)\n'
@@ -137,6 +263,11 @@ HOSTILE = {
     "endings": b'stat("/sw/a/x"' + b", = -1 ENOENT" * (LENGTH // 13),
     "resumed": b"resumed>" * (LENGTH // 8),
     "clones": b"clone(" * (LENGTH // 6),
+    "results before a mark": b"x(" + b") = 1 " * (LENGTH // 6) + b">",
+    "results with places": b"x(" + b") = 1<a\\" * (LENGTH // 8),
+    "endings before a quote": b'execve("/sw/b/x", [' + b"= -1 ENOENT " * (LENGTH // 12) + b'"',
+    "names of processes": b"7<" * (LENGTH // 2),
+    "changed numbers": b"x(" + b" <pid changed to 7 ...>" * (LENGTH // 23) + b"y",
     "letters": b"a" * LENGTH,
 }
 
@@ -147,7 +278,7 @@ def test_a_hostile_line_takes_no_time(line: bytes) -> None:
     _, tally = imported(line + b"\n" + MISSES["plain"].encode() + b"\n")
     (misses,) = [row.misses for row in tally.rows() if row.path == b"a" and not row.is_file and row.misses]
     assert misses in (1, 2)  # some are themselves one
-    assert children(io.BytesIO(line + b"\n9 getpid() = 9\nclone(x) = 8\n")) == {b"8"}
+    assert survey(io.BytesIO(line + b"\n9 getpid() = 9\nclone(x) = 8\n")) == ({b"8": False}, False)
 
 
 def test_only_paths_of_a_call_are_written_to() -> None:
