@@ -102,7 +102,8 @@ def _check_tree(root: bytes, generation: Generation | LooseImage, about: About, 
         raise RefusedError(
             "the layer's attributes cannot be read here: its files would read as zeros",
             path=generation.layer,
-            hint="trusted.* attributes take root outside of user namespaces; for these, build with --userxattr",
+            hint="a copy without them (cp -r) is worth nothing: `mkmeta build --store` builds it again; they take root "
+            "outside of user namespaces: for these, build with --userxattr",
         )
     if found != about.id:
         raise StoreError("the layer is not the one its generation names", path=generation.layer, hint="build it again")

@@ -7,6 +7,7 @@ namespace's root along), and its table is read there. What could not be looked a
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -28,6 +29,7 @@ _NS_MNT_GET_PREV: Final = 0x8010B70C
 _MNT_NS_INFO_SIZE: Final = 16
 _INITIAL_PID_NAMESPACE: Final = 0xEFFFFFFC  # linux/proc_ns.h: PROC_PID_INIT_INO, the same on every host
 _INITIAL_USER_NAMESPACE: Final = 0xEFFFFFFD  # PROC_USER_INIT_INO
+TOO_LONG: Final = b"/\0"  # the path of something, of more than a page: nothing has this one
 _NEWLINE: Final = b"\n"
 _NAMESPACE = re.compile(rb"mnt:\[(\d+)\]")
 
@@ -102,8 +104,15 @@ class Proc:
             return file.read()
 
     def link(self, name: str) -> bytes:
-        """What a link says, of which nobody but the kernel is asked. Raises OSError."""
-        return os.fsencode(os.readlink(name, dir_fd=self.fd))
+        """What a link says, of which nobody but the kernel is asked; TOO_LONG where it leads deeper than that can be
+        said (any user can go there). Raises OSError.
+        """
+        try:
+            return os.fsencode(os.readlink(name, dir_fd=self.fd))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return TOO_LONG
 
     def names(self, name: str) -> list[str]:
         """The names in a directory; none when it is gone. Raises PermissionError."""
@@ -190,7 +199,7 @@ def whole_path(proc: Proc, fd: int) -> bytes:
         return proc.link(f"self/fd/{fd}")
 
     for _, path in watched(look, [fd], keep=[proc.fd, fd]):
-        if path is not None:
+        if path is not None and path != TOO_LONG:
             return path
     raise OSError("a namespace of this process's own gives no answer")
 

@@ -25,7 +25,7 @@ from mkmeta.linux.mount import (
     umount2,
 )
 from mkmeta.linux.mountinfo import mount_id_in, parse
-from mkmeta.linux.namespaces import AS_ROOT, Proc, Table, Unseen
+from mkmeta.linux.namespaces import AS_ROOT, TOO_LONG, Proc, Table, Unseen
 from mkmeta.linux.syscalls import pidfd_getfd, shares_files
 from mkmeta.mounts.likeness import Layer, Like, Likeness
 
@@ -158,7 +158,7 @@ class Looker:
             self._hold(found, process, frozenset([mount_id]))
             return
         key = (mount_id, path)
-        if key not in self._judged:
+        if key not in self._judged or path == TOO_LONG:
             self._judged[key] = self._likeness.of_open(fd, path)
         like = self._judged[key]
         if like is not None:

@@ -16,7 +16,7 @@ from mkmeta.linux.descriptors import closing
 from mkmeta.linux.filesystem import is_overlay
 from mkmeta.linux.handles import Handle, handle_of, open_by_handle
 from mkmeta.linux.mountinfo import Mount
-from mkmeta.linux.namespaces import Proc, Table
+from mkmeta.linux.namespaces import TOO_LONG, Proc, Table
 from mkmeta.linux.syscalls import CLONE_NEWNS, setns
 
 _DELETED: Final = b" (deleted)"  # what readlink of /proc/PID/fd appends
@@ -98,6 +98,8 @@ class Likeness:
                 return self._of_root(root, is_whole=top is not None and top.inode == _ROOT_INODE)
         if real is not None:
             return Like(named)  # a file that is in no layer does not need one
+        if path == TOO_LONG:
+            return Like(None)
         name = path.removesuffix(_DELETED)
         return Like(frozenset(one.path for one in self._layers if _is_inode(fd, _number_of(one.path + name))))
 
@@ -128,7 +130,7 @@ class Likeness:
                 if error.errno == errno.ESTALE:
                     continue  # of another filesystem
                 return None
-            if path == b"/":  # a name that the kernel has not got
+            if path in (b"/", TOO_LONG):  # a name that the kernel has not got, or cannot say
                 return None
             if path == own or path.startswith(own + b"/"):
                 found.add(layer.path)

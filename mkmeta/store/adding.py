@@ -11,13 +11,14 @@ from typing import Final, Self
 from mkmeta.build import BuildOptions, BuildResult, Progress, build, check_id, sink_for
 from mkmeta.digest import DIGEST_SIZE, VerityDigest
 from mkmeta.errors import BuildError, StoreError, TooNewError, reason
+from mkmeta.linux.descriptors import closing
 from mkmeta.linux.process import ending_signals_held
 from mkmeta.linux.remove_tree import remove_tree
 from mkmeta.linux.syscalls import RENAME_NOREPLACE, renameat2
 from mkmeta.linux.verity import enable_verity
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import DigestName
-from mkmeta.sinks.directory.staging import make_locked
+from mkmeta.sinks.directory.staging import layer_id, make_locked
 from mkmeta.sinks.erofs.inspection import image_digest
 from mkmeta.sinks.protocol import LayerKind
 from mkmeta.store.generation import ABOUT, GENERATIONS, LAYER, MANIFEST, PRIVATE, SHORT_ID_DIGITS, About, Generation
@@ -122,8 +123,9 @@ def _existing(store: Store, about: About, number: int | None) -> Generation | No
             hint="a store follows one pointer, and nobody else builds there: use another store",
         )
     if not _is_as_built(generation, about):
-        how = "was mounted writable" if generation.written else "was built with other options"
-        raise StoreError(f"generation {number} {how}", path=store.path, hint="use another store")
+        how = "was mounted writable" if generation.written else "was built with other options, or changed since"
+        hint = "use another store; or, if it is not mounted, remove its directory"
+        raise StoreError(f"generation {number} {how}", path=store.path, hint=hint)
     return generation
 
 
@@ -132,7 +134,10 @@ def _is_as_built(generation: Generation, about: About) -> bool:
         found = generation.about()
         if generation.written or not found.is_alike(about) or (about.vouched and not found.vouched):
             return False
-        return found.image is None or image_digest(generation.layer)[0] == found.image
+        if found.image is not None:
+            return image_digest(generation.layer)[0] == found.image
+        with closing(os.open(generation.layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            return layer_id(fd) == found.id  # or it has been copied without its attributes
     return False
 
 

@@ -35,6 +35,18 @@ def test_options_that_are_not_the_callers(host: Host, option: str) -> None:
     assert host.activate("-o", option, check=None).code in (2, 16)
 
 
+def test_a_store_that_was_copied_without_attributes_is_built_anew(host: Host) -> None:
+    """Its files would read as zeros; that its manifest is there already is no reason to build nothing."""
+    copy = host.top / "copy"
+    subprocess.run(["cp", "-r", "--preserve=mode,ownership,timestamps,links", host.store, copy], check=True)
+    call = ("activate", copy, host.point, "--lower", host.volume)
+    assert "build --store" in host.call(*call, check=16).err
+    host.call("build", host.top / "sw.mkm", "--store", copy)
+    host.call(*call)
+    assert (host.point / "grp/paint/v1/lib/one").read_text() == "first\n"
+    host.call("deactivate", host.point)
+
+
 @pytest.mark.parametrize("verity", ["on", "require"])
 def test_verity_over_a_volume_without(host: Host, verity: str) -> None:
     refused = host.activate("--verity", verity, check=16)

@@ -336,6 +336,33 @@ def test_in_a_chroot_to_a_plain_directory(host: Host) -> None:
     assert not os.path.ismount(jail / "inside")
 
 
+_DEEP = """
+os.chdir(point)
+for _ in range(20):
+    os.mkdir('x' * 250)
+    os.chdir('x' * 250)
+fd = os.open('file', os.O_RDWR | os.O_CREAT)
+os.write(fd, b'x')
+mapping = mmap.mmap(fd, 1)
+"""
+
+
+def test_what_lies_deeper_than_a_path_can_say_is_in_nobodys_way(host: Host, tmp_path: Path) -> None:
+    """Any user can have it open: the kernel does not say what it is called (ENAMETOOLONG)."""
+    (tmp_path / "theirs").mkdir()
+    host.activate()
+    _newer(host)
+    try:
+        with program(_DEEP, tmp_path / "theirs"):
+            host.activate()
+            host.call("status", host.point)
+            _removes_all_but(host, [3])
+            host.call("deactivate", host.point)
+            assert host.leftovers() == []
+    finally:
+        subprocess.run(["rm", "-r", tmp_path / "theirs"], check=True)
+
+
 def test_what_gives_no_answer_is_given_up() -> None:
     """One that hangs, one whose child dies of it; the others are looked at."""
 
