@@ -75,6 +75,10 @@ def release_of(path: bytes) -> bytes | None:
     return None
 
 
+def _is_step(name: bytes) -> bool:
+    return name not in (b"", b".")
+
+
 class VolumeShape:
     """A volume that can be looked at, and a manifest of it, which spares most of that where it has recorded things."""
 
@@ -126,13 +130,28 @@ class VolumeShape:
             raise
         if target is None:
             return Place(path, None) if stat.S_ISDIR(mode) else Place(directory, name)
-        if links >= _LINKS_MAX:
-            return None
-        whole = os.path.normpath(os.path.join(self._here(directory), target))
-        inside = self._root.rstrip(b"/") + b"/"
-        if whole == self._root:
-            return Place(b"", None)
-        return self._lead(whole[len(inside) :], links + 1) if whole.startswith(inside) else None
+        return self._follow(directory, target, links + 1) if links < _LINKS_MAX else None
+
+    def _follow(self, directory: bytes, target: bytes, links: int) -> Place | None:
+        """Where a link in a directory leads: `..` is what is above the directory that was reached."""
+        if target[:1] == b"/":
+            whole = os.path.normpath(target)
+            if whole == self._root:
+                return Place(b"", None)
+            inside = self._root.rstrip(b"/") + b"/"
+            return self._lead(whole[len(inside) :], links) if whole.startswith(inside) else None
+        at = directory
+        for name in filter(_is_step, target.split(b"/")):
+            if name == b"..":
+                if not at:
+                    return None
+                at = at.rpartition(b"/")[0]
+                continue
+            place = self._lead(at + b"/" + name if at else name, links)
+            if place is None or place.missing is not None:
+                return place
+            at = place.path
+        return Place(at, None)
 
     def measure(self, path: bytes) -> Measure:
         """Of a directory that is there. Raises MkmetaError when so much was looked at that something must be wrong."""
@@ -221,6 +240,11 @@ class ManifestShape:
         names.reverse()
         while names:
             name = names.pop()
+            if name == b"..":  # of a link: what is above the directory that was reached
+                if not at:
+                    return None
+                at = at.rpartition(b"/")[0]
+                continue
             inside = at + b"/" + name if at else name
             node = self._base.find(inside)
             if isinstance(node, Symlink):
@@ -228,11 +252,7 @@ class ManifestShape:
                 target = node.target
                 if target[:1] == b"/" or links > _LINKS_MAX:
                     return None
-                whole = os.path.normpath(os.path.join(b"/", at, target)).lstrip(b"/")
-                if target.split(b"/").count(b"..") > at.count(b"/") + 1:
-                    return None
-                names += reversed(whole.split(b"/") if whole else [])
-                at = b""
+                names += reversed(list(filter(_is_step, target.split(b"/"))))
                 continue
             if not isinstance(node, Directory):
                 return Place(at, name)

@@ -20,7 +20,8 @@ from mkmeta.demand.cover import Candidate, Choice, Cover, Hot, _exact, _greedy, 
 from mkmeta.demand.patterns import lines, selected_by
 from mkmeta.demand.profile import Row
 from mkmeta.demand.reading import Demand
-from mkmeta.demand.shape import Measure, NoShape, Place, VolumeShape, is_version
+from mkmeta.demand.shape import ManifestShape, Measure, NoShape, Place, VolumeShape, is_version
+from mkmeta.manifest.reader import ManifestReader
 from tests.demand.profiles import age, make_profile, misses
 from tests.demand.site import Site
 
@@ -242,6 +243,34 @@ def test_the_deepest_path_leads_somewhere(volume: Path) -> None:
     for name in (b"loop", b"out"):
         assert shape.place(name) is None
         assert shape.place(name + b"/" + deep) is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_links_lead_where_the_kernel_says(seed: int, tmp_path: Path) -> None:
+    """By name, `..` behind a link would be the directory that holds it, not the one above what it leads to."""
+    choose, root = random.Random(seed), tmp_path / "volume"
+    names = [root]
+    for number in range(8):
+        names.append(choose.choice(names) / f"d{number}")
+        names[-1].mkdir(parents=True)
+    directories = list(names)
+    for number in range(12):
+        link = choose.choice(directories) / f"l{number}"
+        target = os.path.relpath(choose.choice(names), link.parent)
+        target += choose.choice(["", "/", "/..", f"/../d{choose.randrange(8)}", "/../../.", "/../none"])
+        link.symlink_to(target if seed % 2 or choose.random() < 0.7 else choose.choice(names))
+        names.append(link)
+    manifest = tmp_path / "m.mkm"
+    assert main(["scan", "-q", str(root), "--select", "**", "--digest", "none", "-o", str(manifest)]) == 0
+    with ManifestReader.open(os.fsencode(manifest)) as reader:
+        shapes = [VolumeShape(bytes(root), None, now_ns=0, settled_ns=0), ManifestShape(reader)]
+        for name in names:
+            led = Path(os.path.realpath(name))
+            if not name.is_dir() or not led.is_relative_to(root):
+                continue
+            wanted = Place(os.fsencode(os.path.relpath(led, root)).replace(b".", b""), None)
+            for shape in shapes[: 1 + seed % 2]:  # the manifest does not say where absolute links lead
+                assert shape.place(os.fsencode(os.path.relpath(name, root)).replace(b".", b"")) == wanted, name
 
 
 def test_the_order_of_profiles_does_not_matter(
