@@ -20,7 +20,7 @@ from mkmeta.demand.cover import Candidate, Choice, Cover, Hot, _exact, _greedy, 
 from mkmeta.demand.patterns import lines, selected_by
 from mkmeta.demand.profile import Row
 from mkmeta.demand.reading import Demand
-from mkmeta.demand.shape import ManifestShape, Measure, NoShape, Place, VolumeShape, is_version
+from mkmeta.demand.shape import ManifestShape, Measure, NoShape, Place, Shape, VolumeShape, is_version
 from mkmeta.manifest.reader import ManifestReader
 from tests.demand.profiles import age, make_profile, misses
 from tests.demand.site import Site
@@ -263,7 +263,7 @@ def test_links_lead_where_the_kernel_says(seed: int, tmp_path: Path) -> None:
     manifest = tmp_path / "m.mkm"
     assert main(["scan", "-q", str(root), "--select", "**", "--digest", "none", "-o", str(manifest)]) == 0
     with ManifestReader.open(os.fsencode(manifest)) as reader:
-        shapes = [VolumeShape(bytes(root), None, now_ns=0, settled_ns=0), ManifestShape(reader)]
+        shapes: list[Shape] = [VolumeShape(bytes(root), None, now_ns=0, settled_ns=0), ManifestShape(reader)]
         for name in names:
             led = Path(os.path.realpath(name))
             if not name.is_dir() or not led.is_relative_to(root):
