@@ -6,6 +6,7 @@ Written aside and renamed. It is our own, and read like anybody's: whoever can w
 from __future__ import annotations
 
 import base64
+import heapq
 import io
 import json
 import os
@@ -99,7 +100,7 @@ def decode(stream: BinaryIO) -> History:
     history = History(updated_ns=_count(head["updated_ns"]), unreleased=head["unreleased"] is True)
     history.changed_ns = _count(head.get("changed_ns", 0))
     for name, inode, mtime in head["taken"][:KEPT_MAX]:
-        history.taken.append((base64.b64decode(name), _count(inode), _count(mtime)))
+        history.taken.append((base64.b64decode(name), _number(inode), _number(mtime)))
     while True:
         record = _line(stream)
         if "rows" in record:
@@ -142,6 +143,13 @@ def _count(value: object) -> int:
     return value
 
 
+def _number(value: object) -> int:
+    """An inode number may have 64 bits, and a file's owner gives it any mtime."""
+    if type(value) is not int or not -(2**63) <= value < 2**64:
+        raise ValueError("no number of a file")
+    return value
+
+
 def encode(history: History) -> bytes:
     """The bytes of a history: the same for the same."""
     out = io.BytesIO()
@@ -161,7 +169,17 @@ def encode(history: History) -> bytes:
 
 
 def write_history(path: bytes, history: History) -> None:
-    """Writes it. Raises MkmetaError."""
+    """Writes it, without what would be too much to be read again. Raises MkmetaError."""
+    if len(history.weights) > PATHS_MAX:
+        heaviest = heapq.nsmallest(PATHS_MAX, history.weights.items(), key=lambda item: (-item[1].misses, item[0]))
+        history.weights = dict(heaviest)
+    if len(history.held) > PATHS_MAX:  # what is selected first, then what was last
+        latest = heapq.nsmallest(
+            PATHS_MAX,
+            history.held.items(),
+            key=lambda item: (not item[1].since_ns, -max(item[1].dropped_ns, item[1].left_ns), item[0]),
+        )
+        history.held = dict(latest)
     with atomic_output(path, follow=False) as stream:
         stream.write(encode(history))
 

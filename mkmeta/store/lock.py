@@ -99,7 +99,7 @@ def _open_existing(path: bytes, flags: int) -> int:
 def _check_private(fd: int, path: bytes) -> None:
     """Raises StoreError for what somebody else has put there. One of an earlier mkmeta is closed to others."""
     status = os.fstat(fd)
-    owners = {0, os.geteuid(), os.stat(os.path.dirname(path)).st_uid}
+    owners = {0, os.geteuid(), os.stat(os.path.dirname(path) or b".").st_uid}
     if not stat.S_ISREG(status.st_mode) or status.st_uid not in owners:
         raise StoreError("is not a lock of mkmeta's: somebody else made it", path=path, hint="see who, and remove it")
     if status.st_mode & 0o077:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
+from mkmeta.demand import history as history_module
 from mkmeta.demand.history import (
     KEPT_MAX,
     TAKEN_MAX,
@@ -119,7 +120,7 @@ def test_a_history_that_is_no_file(tmp_path: Path) -> None:
 
 
 def test_the_longest_first_line_is_read_again() -> None:
-    taken = [(b"\xff%0254d" % number, 2**63 - 1, 2**63 - 1) for number in range(KEPT_MAX)]
+    taken = [(b"\xff%0254d" % number, 2**64 - 1, -(2**63)) for number in range(KEPT_MAX)]
     history = History(7, taken=taken)
     assert decode(io.BytesIO(encode(history))) == history
 
@@ -229,6 +230,30 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         if not killed:
             break
     assert step > 30
+
+
+def test_any_time_of_a_profile_is_read_again(volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever puts a profile into the spool chooses its mtime; before 1970, the history was damaged for ever."""
+    profile = put(tmp_path, "old.profile", [misses("grp/paint/v1/lib", 64)])
+    os.utime(profile, (-(2**31), -(2**31)))
+    with monkeypatch.context() as patched:
+        patched.setattr(Spool, "remove", lambda self, profile: False)
+        promote(tmp_path)
+    promote(tmp_path)
+    assert not profile.exists()
+    with (tmp_path / "history").open("rb") as stream:
+        assert decode(stream).weights[b"grp/paint/v1/lib"].misses == pytest.approx(64, abs=1), "counted once"
+
+
+def test_no_more_is_written_than_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles of one run may name more directories together than a history has room for."""
+    monkeypatch.setattr(history_module, "PATHS_MAX", 3)
+    weights = {b"%d" % number: Weight(float(number), 1.0) for number in range(10)}
+    held = {b"h%d" % number: Held(dropped_ns=number) for number in range(10)}
+    held[b"s"] = Held(since_ns=1)
+    write_history(bytes(tmp_path / "history"), History(1, weights, held))
+    found = read_history(bytes(tmp_path / "history"))
+    assert found.weights.keys() == {b"9", b"8", b"7"} and found.held.keys() == {b"s", b"h9", b"h8"}
 
 
 def test_what_cannot_be_removed_takes_no_place(volume: Path, tmp_path: Path) -> None:

@@ -56,6 +56,12 @@ def test_the_file_names_who_holds_it(path: bytes) -> None:
     assert Path(os.fsdecode(path)).stat().st_mode == 0o100600
 
 
+def test_a_name_alone_is_one_in_the_working_directory(path: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(os.fsdecode(os.path.dirname(path)))
+    with held(b"lock", "gc", wait=0, note=ignore):
+        assert Path(os.fsdecode(path)).read_text() == f"{os.getpid()} gc\n"
+
+
 def test_the_umask_does_not_matter(path: bytes) -> None:
     before = os.umask(0o077)
     try:
