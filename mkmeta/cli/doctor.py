@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import textwrap
 from collections import Counter
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 
 from mkmeta.cli.arguments import filled
 from mkmeta.cli.config_option import Flag, add_config
-from mkmeta.cli.host_arguments import add_run_dir
+from mkmeta.cli.host_arguments import add_run_dir, runtime_directory
 from mkmeta.cli.output import emit, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, printable
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         lower=args.lower,
         store=args.store,
         run_dir=args.run_dir,
-        runtime_dir=os.environb.get(b"XDG_RUNTIME_DIR"),
+        runtime_dir=runtime_directory(),
         userxattr=args.userxattr,
     )
     found = []

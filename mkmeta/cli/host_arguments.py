@@ -57,7 +57,7 @@ def add_allow_gap(parser: argparse.ArgumentParser) -> None:
 
 def run_directory(args: argparse.Namespace) -> RunDirectory:
     """RUN, as asked for."""
-    runtime = os.environb.get(b"XDG_RUNTIME_DIR")
+    runtime = runtime_directory()
     return RunDirectory.open(args.run_dir, runtime)
 
 
@@ -72,3 +72,9 @@ def seconds(text: str) -> float:
         return span(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def runtime_directory() -> bytes | None:
+    """$XDG_RUNTIME_DIR; as nothing where it is not absolute (XDG Base Directory Specification)."""
+    path = os.environb.get(b"XDG_RUNTIME_DIR", b"")
+    return path if path.startswith(b"/") else None

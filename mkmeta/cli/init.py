@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from mkmeta.cli.arguments import filled
+from mkmeta.cli.host_arguments import runtime_directory
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.config import parse_config
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     patient = Patient(
         lower=volume,
         store=store,
-        runtime_dir=os.environb.get(b"XDG_RUNTIME_DIR"),
+        runtime_dir=runtime_directory(),
         userxattr=bool(values.get("userxattr")),
     )
     found = [finding for finding in diagnose(patient) if not _goes_without_saying(finding)]

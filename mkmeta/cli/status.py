@@ -11,7 +11,7 @@ from functools import partial
 from mkmeta.cli.arguments import filled
 from mkmeta.cli.config_option import add_config
 from mkmeta.cli.deactivate import left_fields, left_text
-from mkmeta.cli.host_arguments import add_mount_point, add_run_dir
+from mkmeta.cli.host_arguments import add_mount_point, add_run_dir, runtime_directory
 from mkmeta.cli.output import emit, note, path_fields
 from mkmeta.cli.verb import Verbs, add_verb
 from mkmeta.errors import ExitCode, MkmetaError, NotActiveError, UsageError, printable
@@ -76,7 +76,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Looks and reports."""
-    run_dir = RunDirectory.at(args.run_dir, os.environb.get(b"XDG_RUNTIME_DIR"))
+    run_dir = RunDirectory.at(args.run_dir, runtime_directory())
     found = statuses([real_point(args.point)] if args.point is not None else None, run_dir)
     left_over = left_here()
     if args.metrics is not None:

@@ -20,7 +20,7 @@ from mkmeta.errors import (
     printable,
     reason,
 )
-from mkmeta.host.checks import ImageProof, check_image, check_layer, check_writable, id_of
+from mkmeta.host.checks import ImageProof, check_as_built, check_image, check_layer, check_writable, id_of
 from mkmeta.host.loose import LooseImage, LooseStore, source_of
 from mkmeta.host.place import check_place, check_uncovered, make_point, real_path, real_point
 from mkmeta.host.volume import Volume, check_is_the_one, look, shows_through
@@ -350,6 +350,8 @@ class _Mounting:
                 hint="`mkmeta build --store` adds an unchanged one; --profile upper mounts this one again",
             )
         check_is_the_one(self.volume, generation.layer, about, self.note)
+        if isinstance(generation, Generation) and about.kind is LayerKind.DIRECTORY and not generation.written:
+            check_as_built(generation, about)
         plan = MountPlan(
             profile=request.profile or Profile.NESTED,  # until the kernel has been asked
             layer=generation.layer,

@@ -19,6 +19,7 @@ from mkmeta.mounts.users import mount_tables
 from mkmeta.mounts.verity_check import unverified_file
 from mkmeta.sinks.directory.sharing import is_shared
 from mkmeta.sinks.directory.staging import layer_id
+from mkmeta.store.as_built import difference
 from mkmeta.store.generation import About
 from mkmeta.store.store import Generation
 
@@ -67,6 +68,17 @@ def check_layer(
             f"the layer was made from {printable(about.root)}, not from {printable(expected)}",
             path=generation.path,
             hint="if it is the same volume under another name, say so with --other-root",
+        )
+
+
+def check_as_built(generation: Generation, about: About) -> None:
+    """Raises RefusedError where a directory layer is not as it was built, as far as a few files of it tell."""
+    found = difference(generation, about)
+    if found is not None:
+        raise RefusedError(
+            f"the layer is not as it was built: {found}",
+            path=generation.layer,
+            hint="copy stores with owners, modes and attributes (cp -a, rsync -aHAX), or `mkmeta build --store` again",
         )
 
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
@@ -20,18 +19,16 @@ from mkmeta.linux.asking import Asked, NoAnswerError, ask
 from mkmeta.linux.filesystem import filesystem_type
 from mkmeta.linux.mount import MountFlags
 from mkmeta.linux.mountinfo import mounts, seen_at
-from mkmeta.linux.names import list_names
 from mkmeta.linux.syscalls import open_beneath
 from mkmeta.mounts.image import opened
 from mkmeta.mounts.live import LiveMount
 from mkmeta.mounts.overlay import closing
 from mkmeta.mounts.run import Placed
+from mkmeta.store.as_built import sampled
 from mkmeta.store.generation import About
 
 SECONDS: Final = 30.0  # a mount by autofs, or a server that is just starting, takes less
 _FILES: Final = 16  # of the layer, looked for on the volume
-_SMALL: Final = 1000  # names: what of a layer is looked at twice is kept, up to there
-_ATTEMPTS: Final = 256  # while none of them is there: most of what was recorded may have been deleted since
 REPEATED: Final = MountFlags.NOSUID | MountFlags.NODEV | MountFlags.NOEXEC  # overlayfs does not take them over
 _DEAD: Final = "see whether its server is up and reachable, `dmesg`, and mount it again"
 _UNTOLD: Final = (errno.EACCES, errno.EPERM)  # root_squash: what is there is not for us to see
@@ -159,7 +156,7 @@ def _compare(volume: bytes, layer: bytes, about: About) -> _Compared:
     """In the child: looks for a few files of the layer; for more, while there is none."""
     looked_for, alike, missing = 0, 0, b""
     with closing(os.open(volume, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as top, opened(layer) as tree:
-        for path, recorded in _sample(tree, about.id):
+        for path, recorded in sampled(tree, about.id):
             if alike and looked_for >= _FILES:
                 break
             where = b"/".join(part for part in (about.redirect_prefix, path) if part)
@@ -184,38 +181,3 @@ def _is_alike(recorded: os.stat_result, found: os.stat_result) -> bool:
     if stat.S_IFMT(recorded.st_mode) != stat.S_IFMT(found.st_mode):
         return False
     return not stat.S_ISREG(found.st_mode) or recorded.st_size == found.st_size
-
-
-def _sample(layer: bytes, seed: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Entries of a layer, no directories unless it has nothing else there, spread over it: the same ones each time.
-
-    Each is found by going down at random from the root, so that releases count alike, however many files they have.
-    """
-    chance = random.Random(seed)
-    seen: set[bytes] = set()
-    known: dict[bytes, tuple[os.stat_result, list[bytes]]] = {}  # of small directories, and of what is none
-
-    def look(path: bytes) -> tuple[os.stat_result, list[bytes]]:
-        if path in known:
-            return known[path]
-        status = os.lstat(layer + b"/" + path)
-        names = _entries(layer, path) if stat.S_ISDIR(status.st_mode) else []
-        if len(names) <= _SMALL:
-            known[path] = status, names
-        return status, names
-
-    top = look(b"")[1]
-    for _ in range(_ATTEMPTS):
-        path, names = b"", top
-        while names:
-            name = chance.choice(names)
-            path = path + b"/" + name if path else name
-            status, names = look(path)
-        if path and path not in seen:
-            seen.add(path)
-            yield path, status
-
-
-def _entries(layer: bytes, path: bytes) -> list[bytes]:
-    with closing(os.open(layer + b"/" + path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-        return sorted(list_names(fd))

@@ -66,6 +66,9 @@ class RunDirectory:
             raise MountError(
                 f"cannot be made: {reason(error)}", path=path, hint="name a directory you may write to with --run-dir"
             ) from None
+        if not os.access(path + b"/inner", os.W_OK | os.X_OK):
+            hint = "name a directory of your own with --run-dir, or set $XDG_RUNTIME_DIR"
+            raise MountError("is not for you to write to", path=path, hint=hint)
         return cls(path)
 
     @classmethod

@@ -21,6 +21,7 @@ from mkmeta.model import DigestName
 from mkmeta.sinks.directory.staging import layer_id, make_locked
 from mkmeta.sinks.erofs.inspection import image_digest
 from mkmeta.sinks.protocol import LayerKind
+from mkmeta.store.as_built import difference
 from mkmeta.store.generation import ABOUT, GENERATIONS, LAYER, MANIFEST, PRIVATE, SHORT_ID_DIGITS, About, Generation
 from mkmeta.store.record import NUMBER_MAX, write_file
 from mkmeta.store.removal import NEW, remove_unfinished
@@ -137,7 +138,8 @@ def _is_as_built(generation: Generation, about: About) -> bool:
         if found.image is not None:
             return image_digest(generation.layer)[0] == found.image
         with closing(os.open(generation.layer, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-            return layer_id(fd) == found.id  # or it has been copied without its attributes
+            # or it has been copied without its attributes
+            return layer_id(fd) == found.id and difference(generation, found) is None
     return False
 
 

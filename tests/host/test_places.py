@@ -6,19 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from mkmeta.errors import RefusedError
+from mkmeta.cli.host_arguments import runtime_directory
+from mkmeta.errors import MountError, RefusedError
 from mkmeta.host.place import check_place
 from mkmeta.linux import mount as calls
 from mkmeta.linux.mountinfo import Mount, mount_id, mounts, seen_at, visible_at
 from mkmeta.mounts import switch
 from mkmeta.mounts.run import RunDirectory
 from tests.host.hosts import Host
+from tests.store.processes import fork, wait
 
 pytestmark = pytest.mark.needs("root", "overlay")
 
@@ -274,6 +277,30 @@ def test_litter_in_the_run_directory(host: Host, name: str) -> None:
     assert os.path.isdir("/")
     assert (inner / "directory").exists()
     assert (inner / "fedcba9876543210/file").exists()
+
+
+def test_the_run_directory_of_others_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    """Before anything is done: the lock in it would not open."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # what leads to tmp_path is closed
+        os.chmod(name, 0o755)
+        run = RunDirectory.open(os.fsencode(name) + b"/run", None).path
+
+        def as_nobody() -> int:
+            os.setuid(65534)
+            with pytest.raises(MountError, match="is not for you to write to") as caught:
+                RunDirectory.open(run, None)
+            return 0 if "--run-dir" in str(caught.value.hint) else 1
+
+        assert wait(fork(as_nobody)) == 0
+
+
+@pytest.mark.parametrize("value", ["", "relative", "./x"])
+def test_a_runtime_directory_that_is_not_absolute_is_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """It would be another one in each working directory, and `/mkmeta` where it is empty."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", value)
+    assert runtime_directory() is None
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert runtime_directory() == b"/run/user/1000"
 
 
 def test_visible_is_what_lookups_come_to(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,25 @@ def test_options_that_are_not_the_callers(host: Host, option: str) -> None:
     assert host.activate("-o", option, check=None).code in (2, 16)
 
 
-def test_a_store_that_was_copied_without_attributes_is_built_anew(host: Host) -> None:
-    """Its files would read as zeros; that its manifest is there already is no reason to build nothing."""
+@pytest.mark.parametrize(
+    ("done", "words"),
+    [
+        ("cp -r --preserve=mode,ownership,timestamps,links $S $C", "as zeros"),
+        ("cp -a $S $C; chown -R 65534:65534 $C", "belongs to 65534:65534, recorded was 0:0"),
+        ("cp -a $S $C; chmod -R go-rwx $C", "has mode "),
+        ('cp -a $S $C; find $C/generations/*/private -type f -exec $PY -c "$STRIP" {} +', "as zeros"),
+    ],
+    ids=["attributes", "owners", "modes", "attributes of files"],
+)
+def test_a_store_that_was_copied_without_some_things_is_built_anew(host: Host, done: str, words: str) -> None:
+    """It would show wrong data; that its manifest is there already is no reason to build nothing."""
     copy = host.top / "copy"
-    subprocess.run(["cp", "-r", "--preserve=mode,ownership,timestamps,links", host.store, copy], check=True)
+    strip = "import os, sys; [os.removexattr(p, 'trusted.overlay.metacopy') for p in sys.argv[1:] if os.listxattr(p)]"
+    names = {"S": str(host.store), "C": str(copy), "PY": sys.executable, "STRIP": strip}
+    subprocess.run(["sh", "-c", done], env={**os.environ, **names}, check=True)
     call = ("activate", copy, host.point, "--lower", host.volume)
-    assert "build --store" in host.call(*call, check=16).err
+    refused = host.call(*call, check=16)
+    assert words in refused.err and "build --store" in refused.err
     host.call("build", host.top / "sw.mkm", "--store", copy)
     host.call(*call)
     assert (host.point / "grp/paint/v1/lib/one").read_text() == "first\n"
