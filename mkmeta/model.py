@@ -135,7 +135,10 @@ class LinkRow(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a directory, with all below it, holds and what was left out of it on purpose (manifest.md section 6)."""
+    """What a directory, with all below it, holds and what was left out of it on purpose (manifest.md section 6).
+
+    Of a scan on a base, from `snapshots` on: what that scan came upon where it listed or read again.
+    """
 
     dirs: int = 0  # opaque directories
     skeleton: int = 0  # merge directories

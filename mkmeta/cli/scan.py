@@ -382,13 +382,15 @@ def _summary(report: ScanReport, seconds: float) -> list[str]:
     ]
     if report.inside is not None:
         lines.append(f"contents   {inside_words(report.inside, counts._asdict())}")
+    met = counts.silly_renamed or counts.snapshots or counts.nfs4_acl or counts.dropped_xattrs
+    uncounted = ": ACLs, attributes, and names not recorded are counted of the others alone" if met else ""
     remarks = (
         (counts.hidden, "names hidden by --hide: invisible through the mount where their directory is recorded"),
         (counts.silly_renamed, ".nfsXXXX files not recorded: they were deleted already"),
         (counts.snapshots, ".snapshot directories not recorded: reach them on the volume itself"),
         (counts.nfs4_acl, "entries with an NFSv4 ACL, which a layer cannot carry: their mode bits stand for it"),
         (counts.dropped_xattrs, "extended attributes left out by --drop-xattr"),
-        (counts.unchanged, "entries as in the base, and so not read"),
+        (counts.unchanged, "entries as in the base, and so not read" + uncounted),
         (len(report.left_out), "subtrees left out, named above: they show through from the volume"),
     )
     return lines + [f"note       {count} {text}" for count, text in remarks if count]
