@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mkmeta.demand import histograms
@@ -14,7 +15,8 @@ from mkmeta.demand.inodes import paths_of
 from mkmeta.demand.mountstats import Totals, difference, read_totals
 from mkmeta.demand.profile import ProfileMount, Source
 from mkmeta.demand.tally import MISS, OPEN, STAT, Tally
-from mkmeta.errors import LockedError, MkmetaError, reason
+from mkmeta.errors import LockedError, MkmetaError, printable, reason
+from mkmeta.linux.mountinfo import mounts as mount_table
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.store.lock import held
 
@@ -26,6 +28,7 @@ def observe(
 ) -> tuple[Source, tuple[ProfileMount, ...]]:
     """Counts for so long. Raises MkmetaError when a mount point is none of NFS, LockedError beside another run."""
     before = _totals(tally.points)
+    devices = _devices(tally.points)
     found: Found | None = None
     with contextlib.ExitStack() as stack:
         if os.geteuid() == 0:
@@ -35,22 +38,37 @@ def observe(
             except LockedError as error:
                 error.hint = "one at a time: its profile is of all programs of this host"
                 raise
+        counting = None
         try:
-            counting = stack.enter_context(histograms.histograms(histograms.TRACEFS))
+            counting = stack.enter_context(histograms.histograms(dict(devices.values()), histograms.TRACEFS))
             before = _totals(tally.points)
-            time.sleep(seconds)
-            found = counting.read()
         except NoHistogramsError as error:
-            note(f"by mount only, not by directory: {error}")
-            if error.hint:
-                note(error.hint)
-            time.sleep(seconds)
-        after = _totals(tally.points)
-    mounts = tuple(ProfileMount(point=point, totals=difference(before[point], after[point])) for point in tally.points)
+            _by_mount_only(error, note)
+        time.sleep(seconds)
+        try:
+            found = counting.read() if counting else None
+        except NoHistogramsError as error:
+            _by_mount_only(error, note)
+        after = read_totals()
+    still = _devices(tally.points)
+    there = [point for point in devices if point in after and still.get(point) == devices[point]]
+    if not there:
+        raise MkmetaError("was unmounted meanwhile", path=tally.points[0])
+    for point in tally.points:
+        if point not in there:
+            note(f"{printable(point)}: was unmounted meanwhile, what was asked of it is left out")
+    totals = {point: difference(before[point], after[point]) if point in there else {} for point in tally.points}
+    mounts = tuple(ProfileMount(point=point, totals=totals[point]) for point in tally.points)
     if found is None:
         return Source.MOUNTSTATS, mounts
-    _attribute(tally, found, base)
+    _attribute(tally, {point: devices[point][0] for point in there}, found, base)
     return Source.NFS, mounts
+
+
+def _by_mount_only(error: NoHistogramsError, note: Callable[[str], None]) -> None:
+    note(f"by mount only, not by directory: {error}")
+    if error.hint:
+        note(error.hint)
 
 
 def _totals(points: Sequence[bytes]) -> dict[bytes, Totals]:
@@ -62,19 +80,23 @@ def _totals(points: Sequence[bytes]) -> dict[bytes, Totals]:
     return known
 
 
-def _attribute(tally: Tally, found: Found, base: ManifestReader | None) -> None:
-    """Counts by inode number become counts by path; of other mounts they are none of ours."""
+def _devices(points: Sequence[bytes]) -> dict[bytes, tuple[int, bytes]]:
+    """By mount point, that is there, of the mount on top: its st_dev, and the type of its filesystem."""
+    return {mount.point: (mount.device, mount.fstype) for mount in mount_table() if mount.point in points}
+
+
+def _attribute(tally: Tally, devices: Mapping[bytes, int], found: Found, base: ManifestReader | None) -> None:
+    """Counts by inode number become counts by path, below the first mount point of their device that has them."""
     tally.lost["drops"] += found.dropped
-    for point in tally.points:
-        try:
-            device = os.stat(point).st_dev
-            counts = {inode: kinds for (dev, inode), kinds in found.counts.items() if dev == device}
-            paths = paths_of(point, set(counts), base)
-        except OSError as error:
-            raise MkmetaError(reason(error), path=point) from None
-        for inode, kinds in sorted(counts.items()):
-            if inode in paths:
+    for device in sorted(set(devices.values())):
+        counts = {inode: kinds for (dev, inode), kinds in found.counts.items() if dev == device}
+        for point in (point for point in devices if devices[point] == device):
+            try:
+                paths = paths_of(point, set(counts), base)
+            except OSError as error:
+                raise MkmetaError(reason(error), path=point) from None
+            for inode in sorted(counts.keys() & paths.keys()):
                 path = point.rstrip(b"/") + (b"/" + paths[inode] if paths[inode] else b"")
+                kinds = counts.pop(inode)
                 tally.add_counts(path, kinds[MISS], kinds[STAT], kinds[OPEN])
-            else:
-                tally.lost["inodes"] += sum(kinds.values())
+        tally.lost["inodes"] += sum(map(Counter.total, counts.values()))

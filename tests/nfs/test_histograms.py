@@ -1,4 +1,4 @@
-"""What an NFS server hears, by directory, on a kernel that counts it: the sums are those of mountstats, exactly."""
+"""What an NFS server hears, by directory, on kernels that count it: the sums are those of mountstats, exactly."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from mkmeta.demand import histograms
 from mkmeta.demand.mountstats import difference, parse
 from tests.demand.tracing import bpftrace
 from tests.nfs.conftest import Connect
+from tests.nfs.server import Client
 
 pytestmark = [pytest.mark.histograms, pytest.mark.needs("NFS sandbox", "histogram triggers")]
 
@@ -131,7 +133,7 @@ def test_what_changes_meanwhile(
 ) -> None:
     """Names come and go on the server, and the client believes nothing for any time: it asks anew, and that counts.
 
-    One failed LOOKUP alone has no directory: that by which a client finds out that a name it knows is gone.
+    With NFS 3 one failed LOOKUP has no directory: that by which a client finds out that a name it knows is gone.
     """
     names = make_volume(volume)[:5]
     where = connect("actimeo=0").where
@@ -148,8 +150,9 @@ def test_what_changes_meanwhile(
         (volume / directory / "known").write_bytes(b"")
         (volume / directory / "gone").write_bytes(b"")
     told = observed(monkeypatch, where, tmp_path / "profile", ask)
-    assert told.misses == dict.fromkeys(names, len(("none", "comes", "gone", "none")))
-    assert told.failed() - told.misses.total() == len(names)
+    finding_out = 1 if version == "3" else 0
+    assert told.misses == dict.fromkeys(names, len(("none", "comes", "gone", "gone", "none")) - finding_out)
+    assert told.failed() - told.misses.total() == len(names) * finding_out
 
 
 def test_a_full_table_is_seen_and_said(
@@ -170,19 +173,24 @@ def test_a_full_table_is_seen_and_said(
             read(where / f"d{number}/neither")
 
     told = observed(monkeypatch, where, tmp_path / "profile", ask, entries=128)  # the fewest the kernel makes
-    assert told.failed() == 400 == told.misses.total() + told.lost["drops"]
+    joined = version == "3" and "fileid" not in (histograms.TRACEFS / "events/nfs/nfs_lookup_exit/format").read_text()
+    # Where what is there is not counted, but all, a call has two tables to be left out of
+    assert told.failed() == 400 and 0 <= told.misses.total() + told.lost["drops"] - 400 <= (2 if joined else 0)
     assert len(told.misses) >= 128 and told.lost["drops"] > 0
     assert f"lost: {told.lost['drops']} calls for which a table of the kernel had no room" in capsys.readouterr().err
 
 
 @contextlib.contextmanager
-def observing(where: Path, output: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def observing(client: Client, output: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """A process that observes, once it does; and its trace instance."""
-    command = [sys.executable, "-m", "mkmeta", "observe", str(where), "--seconds", "1d", "-o", str(output)]
+    command = [sys.executable, "-m", "mkmeta", "observe", str(client.where), "--seconds", "1d", "-o", str(output)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         instance = until(lambda: next(INSTANCES.glob(f"mkmeta-{process.pid}-*"), None))
-        until(lambda: "error==0" in (instance / "events/nfs/nfs_atomic_open_exit/trigger").read_text())
+        event = "nfs_lookup_exit" if client.version == "3" else "nfs_atomic_open_exit"
+        last = instance / "events/nfs" / event / "trigger"
+        until(last.exists)  # older kernels fill an instance while it is seen already
+        until(lambda: {"fileid!=0", "error==0"} & set(re.findall(r"if (\w+[!=]=0)", last.read_text())))
         yield process, instance
     finally:
         process.kill()
@@ -196,43 +204,46 @@ def until(look: Callable[[], Any]) -> Any:
     return seen
 
 
-@ONCE
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_stays_in_tracefs(connect: Connect, tmp_path: Path, number: signal.Signals) -> None:
-    with observing(connect().where, tmp_path / "profile") as (process, instance):
-        process.send_signal(number)
+def left() -> list[Path]:
+    """What is not the kernel's."""
+    return [*INSTANCES.iterdir(), *(histograms.TRACEFS / "events").glob("synthetic/mkmeta*")]
+
+
+def test_nothing_stays_in_tracefs(connect: Connect, tmp_path: Path, version: str) -> None:
+    with observing(connect(), tmp_path / "profile") as (process, _):
+        process.send_signal(signal.SIGKILL if version == "3" else signal.SIGTERM)
         process.wait()
-        until(lambda: not instance.exists())
-    assert not list(INSTANCES.iterdir()) and not (tmp_path / "profile").exists()
+        until(lambda: not left())
+    assert not (tmp_path / "profile").exists()
 
 
-@ONCE
+@pytest.mark.parametrize("version", ["3"])
 def test_what_was_killed_whole_is_cleared_by_the_next(
     connect: Connect, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_volume(volume)
-    where = connect().where
+    client = connect()
     foreign = INSTANCES / "somebody"
     foreign.mkdir()
     try:
-        with observing(where, tmp_path / "profile") as (process, instance):
+        with observing(client, tmp_path / "profile") as (process, instance):
             (guard,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(int(guard), signal.SIGKILL)
             process.kill()
             process.wait()
         assert instance.exists()
-        told = observed(monkeypatch, where, tmp_path / "profile", lambda: stat(where / "grp0/none"))
+        told = observed(monkeypatch, client.where, tmp_path / "profile", lambda: stat(client.where / "grp0/none"))
         assert told.misses == {"grp0": 1} and told.failed() == 1
-        assert list(INSTANCES.iterdir()) == [foreign], "what others trace is theirs"
+        assert left() == [foreign], "what others trace is theirs"
     finally:
         foreign.rmdir()
 
 
 @ONCE
 def test_one_at_a_time_on_a_host(connect: Connect, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    where = connect().where
-    with observing(where, tmp_path / "profile") as (process, instance):
-        assert main(["observe", str(where), "--seconds", "1", "-o", str(tmp_path / "second")]) == 14
+    client = connect()
+    with observing(client, tmp_path / "profile") as (process, instance):
+        assert main(["observe", str(client.where), "--seconds", "1", "-o", str(tmp_path / "second")]) == 14
         assert "one at a time" in capsys.readouterr().err
         assert process.poll() is None and list(INSTANCES.iterdir()) == [instance]
     assert not (tmp_path / "second").exists()

@@ -1,6 +1,7 @@
-"""Runs pytest in a virtual machine whose kernel, Debian's 6.12, has what this machine's may lack.
+"""Runs pytest in a virtual machine whose kernel, Debian's, has what this machine's may lack.
 
     python -m tests.vm                            what needs fs-verity or histograms, and the mount profiles
+    python -m tests.vm --kernel 6.1               what needs histograms, on an older one
     python -m tests.vm -x -k require              what is not known here goes to pytest
     python -m tests.vm tests/mounts               other tests on that kernel
 
@@ -24,11 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
 TOP: Final = Path(__file__).resolve().parents[2]
-KERNEL: Final = TOP / ".cache" / "vm" / "6.12"  # made by .ci/kernels
+KERNELS: Final = TOP / ".cache" / "vm"  # one directory per kernel, made by .ci/kernels
+KERNEL: Final = "6.12"  # where none is named
 QEMU: Final = "qemu-system-x86_64"
 QEMU_MAJOR: Final = 8  # the emulation of 7.2 crashes the guest
 # With util-linux and coreutils, which every Debian has: what the tests call, so that none of them is skipped
@@ -43,14 +46,17 @@ TOOLS: Final = (
     ("ip", "iproute2"),
     ("bpftrace", "bpftrace"),
 )
-TESTS: Final = (  # where none are named; 6.12 does not take layers by descriptor, as the newest kernels do
-    "tests/verity",
-    "tests/nfs/test_histograms.py",
-    "tests/host/test_doctor_verity.py",
-    "tests/host/test_profiles.py",
-    "tests/mounts/test_overlay.py",
-    "tests/systemd",
-)
+TESTS: Final = {  # where none are named; 6.12 does not take layers by descriptor, as the newest kernels do
+    "6.1": ("tests/nfs/test_histograms.py",),
+    KERNEL: (
+        "tests/verity",
+        "tests/nfs/test_histograms.py",
+        "tests/host/test_doctor_verity.py",
+        "tests/host/test_profiles.py",
+        "tests/mounts/test_overlay.py",
+        "tests/systemd",
+    ),
+}
 # The guest mounts on these: nothing below them on this machine is seen inside
 COVERED: Final = ("/dev", "/proc", "/sys", "/run", "/var/lib/nfs")
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -62,24 +68,37 @@ def main() -> int:
     """Runs the guest and returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.vm",
-        usage="%(prog)s [--memory MIB] [--time-limit SECONDS] [pytest arguments]",
+        usage="%(prog)s [--kernel VERSION] [--memory MIB] [--time-limit SECONDS] [pytest arguments]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--kernel", choices=TESTS, default=KERNEL, help="of Debian (%(default)s)")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB", help="of the guest (%(default)s)")
     parser.add_argument(
         "--time-limit", type=float, default=900, metavar="SECONDS", help="then it is killed (%(default)s)"
     )
     args, pytest_args = parser.parse_known_args()
-    _check()
+    color = "yes" if sys.stdout.isatty() else "no"
+    tests = () if any((TOP / arg.partition("::")[0]).exists() for arg in pytest_args) else TESTS[args.kernel]
+    options = ["-p", "no:cacheprovider", f"--color={color}", "-m", "not slow and not nfs"]
+    command = [sys.executable, "-m", "pytest", *options, *pytest_args, *tests]
+    return boot(command, kernel=args.kernel, memory=args.memory, time_limit=args.time_limit)
+
+
+def boot(command: Sequence[str], *, kernel: str, memory: int, time_limit: float, options: Sequence[str] = ()) -> int:
+    """Runs a command in a guest, in the project's directory, and returns its exit code. SystemExit: none can be had.
+
+    `memory` is in MiB, `time_limit` in seconds; `options` go to qemu, which then emulates the processor.
+    """
+    _check(KERNELS / kernel)
     with tempfile.TemporaryDirectory(prefix="mkmeta-vm-", dir="/var/tmp") as work:
-        return _run(Path(work), pytest_args, args.memory, args.time_limit)
+        return _run(Path(work), KERNELS / kernel, command, memory, time_limit, options)
 
 
-def _check() -> None:
+def _check(kernel: Path) -> None:
     """Ends with one line that names all that is missing."""
-    missing = [] if (KERNEL / "complete").exists() else [f"the kernel in {KERNEL}"]
+    missing = [] if (kernel / "complete").exists() else [f"the kernel in {kernel}"]
     if not _qemu_major() >= QEMU_MAJOR:
         missing.append(f"{QEMU} {QEMU_MAJOR} or newer (package qemu-system-x86)")
     missing += [f"{tool} (package {package})" for tool, package in TOOLS if not shutil.which(tool, path=PATH)]
@@ -111,16 +130,13 @@ def _accelerator() -> str:
     return "kvm" if flags and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
 
 
-def _run(work: Path, pytest_args: list[str], memory: int, time_limit: float) -> int:
-    color = "yes" if sys.stdout.isatty() else "no"
-    tests = () if any((TOP / arg.partition("::")[0]).exists() for arg in pytest_args) else TESTS
+def _run(
+    work: Path, kernel: Path, command: Sequence[str], memory: int, time_limit: float, options: Sequence[str]
+) -> int:
     job = {
         "top": str(TOP),
         "work": str(work),
-        "pytest": [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--color={color}"),
-            *("-m", "not slow and not nfs", *pytest_args, *tests),
-        ],
+        "command": list(command),
         "environment": {"PATH": f"{Path(sys.executable).parent}:{PATH}", "COLUMNS": "120", "LC_ALL": "C.UTF-8"},
     }
     (work / "job.json").write_text(json.dumps(job))
@@ -132,21 +148,21 @@ def _run(work: Path, pytest_args: list[str], memory: int, time_limit: float) -> 
     deadline = time.monotonic() + time_limit
     reading, writing = os.pipe()
     share = "local,security_model=none,multidevs=remap"
-    command = [
-        *(QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", f"q35,accel={_accelerator()}"),
+    accelerator = "tcg" if options else _accelerator()
+    qemu = [
+        *(QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-machine", f"q35,accel={accelerator}"),
         *("-cpu", "max", "-smp", str(min(os.cpu_count() or 1, 4)), "-m", str(memory)),
-        *("-kernel", str(KERNEL / "vmlinuz"), "-initrd", str(KERNEL / "initrd")),
+        *("-kernel", str(kernel / "vmlinuz"), "-initrd", str(kernel / "initrd")),
         *("-append", f"console=ttyS0 quiet panic=-1 -- {work}/python {work}/guest {work}/job.json"),
         *("-serial", f"file:{log}", "-serial", f"file:/dev/fd/{writing}"),
         *("-fsdev", f"{share},id=root,path=/,readonly=on", "-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
         *("-fsdev", f"{share},id=work,path={work}", "-device", "virtio-9p-pci,fsdev=work,mount_tag=work"),
+        *options,
     ]
     try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # not without killing the guest
         with (work / "qemu.log").open("wb") as stream:
-            guest = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, pass_fds=(writing,)
-            )
+            guest = subprocess.Popen(qemu, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, pass_fds=(writing,))
         os.close(writing)
         try:
             finished = _copy(reading, deadline)

@@ -1,4 +1,4 @@
-"""The first process in the guest's root directory: prepares it, runs pytest, writes down its exit code, powers off.
+"""The first process in the guest's root directory: prepares it, runs a command, writes down its exit code, powers off.
 
 Stands alone, since the guest starts it by its path: tests/vm/init hands over to it.
 """
@@ -29,7 +29,6 @@ TEMPORARY: Final = "/run/tmp"
 # tests/conftest.py: without these most tests would be skipped, and nobody would notice
 MUST_HAVE: Final = (
     "root",
-    "user xattrs",
     "trusted xattrs",
     "overlay",
     "loop mounts",
@@ -39,6 +38,7 @@ MUST_HAVE: Final = (
     "NFS sandbox",
     "histogram triggers",
     "bpftrace",
+    *(["user xattrs"] if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 6) else []),  # of tmpfs
 )
 RB_POWER_OFF: Final = 0x4321FEDC  # linux/reboot.h
 
@@ -58,7 +58,7 @@ def main() -> None:
         _mount("devpts", "devpts", "/dev/pts")
         _mount("9p", "work", job["work"], "trans=virtio,version=9p2000.L,cache=none")
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        _write(Path(job["work"]) / "status", str(_pytest(job)))
+        _write(Path(job["work"]) / "status", str(_run(job)))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -78,8 +78,8 @@ def _take_console() -> None:
         os.dup2(fd, number)
 
 
-def _pytest(job: dict[str, Any]) -> int:
-    """Runs pytest and reaps what others leave behind, as init must."""
+def _run(job: dict[str, Any]) -> int:
+    """Runs the command and reaps what others leave behind, as init must."""
     os.chdir(job["top"])
     environment = {
         **os.environ,
@@ -90,10 +90,10 @@ def _pytest(job: dict[str, Any]) -> int:
         "HYPOTHESIS_STORAGE_DIRECTORY": f"{TEMPORARY}/hypothesis",
         "MKMETA_NFS_SANDBOX": "1",  # tests/conftest.py: this kernel's NFS server belongs to the tests
     }
-    tests = subprocess.Popen(job["pytest"], env=environment)
+    command = subprocess.Popen(job["command"], env=environment)
     while True:
         pid, status = os.wait()
-        if pid == tests.pid:
+        if pid == command.pid:
             return os.waitstatus_to_exitcode(status)
 
 
