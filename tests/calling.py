@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +30,12 @@ class Result:
 def call(arguments: Sequence[str], *, check: int | None = 0) -> Result:
     """Calls a verb; `check` is the exit code it must have."""
     out, err = io.StringIO(), io.StringIO()
+    before = os.stat(".")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main(list(arguments))
         except SystemExit as usage:
             code = int(str(usage.code))
+    assert os.path.samestat(os.stat("."), before), (arguments, "it has left the working directory")
     assert check is None or code == check, (arguments, code, out.getvalue(), err.getvalue())
     return Result(code, out.getvalue(), err.getvalue())

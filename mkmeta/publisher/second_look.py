@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from mkmeta.linux.descriptors import same_directory
 from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.walk import Branch, Report, walk, walk_in_order
@@ -47,21 +47,16 @@ def compare_parts(
     if not paths:
         return Counter()
     entries = sum(node.entries for node in map(reader.find, paths) if isinstance(node, Directory))
-    here = os.open(".", os.O_PATH | os.O_CLOEXEC)
-    try:
-        with Volume(root, b"", reader) as volume:
+    with same_directory(), Volume(root, b"", reader) as volume:
 
-            def visitor(report: Report) -> _Parts:
-                checker = None if data is None else DataChecker(reader.root.digests, data)
-                return _Parts(VolumeVisitor(volume, report, checker), paths)
+        def visitor(report: Report) -> _Parts:
+            checker = None if data is None else DataChecker(reader.root.digests, data)
+            return _Parts(VolumeVisitor(volume, report, checker), paths)
 
-            if entries <= _BATCH and data is None:  # processes to wait for a server take longer to start than it does
-                return walk_in_order(reader, visitor, facts=True, receive=findings.add)
-            batch = _BATCH if data is None else _DATA_BATCH
-            return walk(reader, visitor, jobs=jobs, batch=batch, facts=True, receive=findings.add)
-    finally:
-        os.fchdir(here)
-        os.close(here)
+        if entries <= _BATCH and data is None:  # processes to wait for a server take longer to start than it does
+            return walk_in_order(reader, visitor, facts=True, receive=findings.add)
+        batch = _BATCH if data is None else _DATA_BATCH
+        return walk(reader, visitor, jobs=jobs, batch=batch, facts=True, receive=findings.add)
 
 
 class _Parts:

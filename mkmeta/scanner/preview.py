@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from mkmeta.errors import NothingSelectedError, ScanError, reason
+from mkmeta.linux.descriptors import same_directory
 from mkmeta.linux.mountinfo import mount_points_below
 from mkmeta.linux.ownership import strangers
 from mkmeta.model import Counts, DirectoryKind
@@ -81,9 +82,7 @@ def preview(options: ScanOptions, tell: Callable[[bytes], None], *, seconds: flo
         raise ScanError(f"cannot be scanned: {reason(error)}", path=options.root, hint="name a directory") from None
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, root_fd)
-        before = os.open(".", os.O_PATH | os.O_CLOEXEC)  # readers have a working directory of their own
-        stack.callback(os.close, before)
-        stack.callback(os.fchdir, before)
+        stack.enter_context(same_directory())  # readers have one of their own
         rules = ScanRules(
             root_fd=root_fd,
             device=os.fstat(root_fd).st_dev,

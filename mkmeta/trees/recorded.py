@@ -218,7 +218,7 @@ def _harvest(writer: TreeWriter, top: Item, path: bytes, subtree: bytes | None) 
         links: list[LinkedName] = []
         for item in items:
             if isinstance(item.node, Directory):
-                if item.facts is not None and item.source.counts(item, prefix + item.name).linked:
+                if item.source.counts(item, prefix + item.name).linked:
                     below = prefix + item.name
                     inside = subtree or (below if item.is_opaque else None)
                     stack.append((below, inside, item.source.items(item, below)))

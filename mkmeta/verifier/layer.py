@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 
 from mkmeta.errors import MkmetaError, printable, reason
+from mkmeta.linux.descriptors import itself
 from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.link_lookup import LinkLookup
 from mkmeta.manifest.reader import ManifestReader
@@ -82,10 +83,9 @@ class Layer:
         reader, plan = self._reader, self.plan
         node = plan.root(reader.root, reader.id)
         try:
-            os.fchdir(self.fd)
-            for what, message in inode_differences(b".", node.inode, os.lstat(b".")):
+            for what, message in inode_differences(b".", node.inode, os.fstat(self.fd)):
                 findings.add(b"", what, message)
-            found = read_xattrs(b".")
+            found = read_xattrs(itself(self.fd))
         except OSError as error:
             findings.add(b"", "unreadable", f"cannot be read: {reason(error)}")
             return

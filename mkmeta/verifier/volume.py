@@ -16,6 +16,7 @@ from typing import Final
 
 from mkmeta.codec.acl import mode_without_acl
 from mkmeta.errors import MkmetaError, printable, reason
+from mkmeta.linux.descriptors import itself
 from mkmeta.linux.filesystem import filesystem_type
 from mkmeta.manifest.cursor import Recorded
 from mkmeta.manifest.reader import ManifestReader
@@ -110,8 +111,7 @@ class Volume:
         """The root's own attributes."""
         root = self._reader.root.directory
         try:
-            os.fchdir(self.fd)
-            for what, message in self.differences(b".", root, os.lstat(b".")):
+            for what, message in self.differences(itself(self.fd), root, os.fstat(self.fd)):
                 findings.add(b"", what, message)
         except OSError as error:
             findings.add(b"", *why_closed(error))

@@ -23,16 +23,14 @@ def found_and_counted(
     manifest: Path, layer: Path, plan: Plan | None = None, **options: Any
 ) -> tuple[list[Finding], Counter[str]]:
     """The findings of a verification, and what it counts."""
-    before = os.getcwd()
     if "lower" in options:
         options["lower"] = os.fsencode(options["lower"])
     chosen = VerifyOptions(layer=os.fsencode(layer), plan=plan or Plan(), **options)
-    try:
-        with ManifestReader.open(str(manifest)) as reader, Findings() as findings:
-            counts = verify(reader, chosen, findings).counts
-            return list(findings), counts
-    finally:
-        os.chdir(before)
+    before = os.stat(".")
+    with ManifestReader.open(str(manifest)) as reader, Findings() as findings:
+        counts = verify(reader, chosen, findings).counts
+        assert os.path.samestat(os.stat("."), before), "a call leaves the working directory what it is"
+        return list(findings), counts
 
 
 def brief(findings: list[Finding]) -> list[tuple[str, str, str]]:
