@@ -18,7 +18,6 @@ from mkmeta.codec.metacopy import encode_metacopy
 from mkmeta.composefs_plan import ROOT_OPAQUE, SELINUX, WHITEOUT_MODE, WHITEOUT_NAMES, redirection
 from mkmeta.digest import VerityDigest
 from mkmeta.errors import printable
-from mkmeta.manifest.sorter import temporary_space_error
 from mkmeta.overlay_xattrs import TRUSTED
 from mkmeta.sinks.erofs.assembly import Assembly
 from mkmeta.sinks.erofs.collecting import Collector, node_order
@@ -139,10 +138,7 @@ class _Directories:
     """Directories whose children are still to come, in node order. A context manager."""
 
     def __init__(self) -> None:
-        try:
-            self._spool = Spool()
-        except OSError as error:
-            raise temporary_space_error(error) from None
+        self._spool = Spool()
         self._pieces: Iterator[bytes] = iter(())
         self._read = 0
 
@@ -154,19 +150,13 @@ class _Directories:
 
     def append(self, key: bytes, number: int) -> None:
         """One more, and the number of its line."""
-        try:
-            self._spool.append_piece(number.to_bytes(_NUMBER_BYTES, "big") + key)
-        except OSError as error:
-            raise temporary_space_error(error) from None
+        self._spool.append_piece(number.to_bytes(_NUMBER_BYTES, "big") + key)
 
     def next(self) -> tuple[bytes, int] | None:
         """The next one; None: there are no more."""
         piece = next(self._pieces, None)
         if piece is None and self._read < self._spool.size:
-            try:
-                self._spool.flush()
-            except OSError as error:
-                raise temporary_space_error(error) from None
+            self._spool.flush()
             at, self._read = self._read, self._spool.size
             self._pieces = self._spool.pieces(at, self._read - at)
             piece = next(self._pieces)

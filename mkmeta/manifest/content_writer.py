@@ -6,10 +6,8 @@ manifests, the donors, frames are taken as they are if all in them stays. Memory
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
@@ -18,11 +16,12 @@ import zstandard
 
 from mkmeta.codec.container import CONTENT_ROW, CONTENT_TRAILER, FRAME_TARGET, FrameRow, Location
 from mkmeta.digest import DIGEST_SIZE
+from mkmeta.linux.temporary import TemporaryFile
 from mkmeta.manifest.closed import ClosedPaths, closed_in
 from mkmeta.manifest.content_table import ContentTable
 from mkmeta.manifest.content_walk import Totals, count_inside, visit_files, zeros
 from mkmeta.manifest.contents import Contents, check_apart
-from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
+from mkmeta.manifest.sorter import ExternalSorter
 
 if TYPE_CHECKING:
     from mkmeta.manifest.reader import ManifestReader
@@ -133,8 +132,9 @@ class ContentWriter:
 
         Raises FormatError, and MkmetaError when there is no room for temporary files.
         """
-        with _Spooled(_unique(self._candidates)) as own:
-            tables = [own.table, *(donor.table for donor in self.donors)]
+        with TemporaryFile() as file:
+            own = _spooled(_unique(self._candidates), file)
+            tables = [own, *(donor.table for donor in self.donors)]
             marks = [zeros(table.rows) for table in tables]
 
             def take(digest: bytes, size: int) -> None:
@@ -151,7 +151,7 @@ class ContentWriter:
                 return any(number >= 0 and mark[number] for number, mark in zip(numbers, marks, strict=True))
 
             totals = count_inside(tree, is_inside)
-            for (name, frame, offset, length), is_kept in zip(own.table, marks[0], strict=True):
+            for (name, frame, offset, length), is_kept in zip(own, marks[0], strict=True):
                 if is_kept:
                     self._rows.add(CONTENT_ROW.pack(name, frame, offset, length))
             self._marks = marks[1:]
@@ -271,25 +271,11 @@ def _unique(records: Iterable[bytes]) -> Iterator[bytes]:
             yield record
 
 
-class _Spooled:
-    """Rows in a temporary file, as a table. A context manager."""
-
-    def __init__(self, rows: Iterable[bytes]) -> None:
-        """Raises MkmetaError."""
-        count = 0
-        try:
-            self._file = tempfile.TemporaryFile(prefix="mkmeta-")  # noqa: SIM115 - closed by __exit__
-            for row in rows:
-                self._file.write(row)
-                count += 1
-            self._file.flush()
-        except OSError as error:
-            raise temporary_space_error(error) from None
-        self.table = ContentTable(self._file.fileno(), 0, count)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._file.close()
+def _spooled(rows: Iterable[bytes], file: TemporaryFile) -> ContentTable:
+    """Rows in a temporary file, as a table. Raises MkmetaError."""
+    count = 0
+    for row in rows:
+        file.write(row)
+        count += 1
+    file.flush()
+    return ContentTable(file.fileno(), 0, count)

@@ -12,14 +12,13 @@ import os
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from typing import IO, BinaryIO, Final
 
 from mkmeta.errors import MkmetaError, UsageError, reason
 from mkmeta.linux.names import list_names
 from mkmeta.linux.replacing import replacing
-from mkmeta.manifest.sorter import temporary_space_error
+from mkmeta.linux.temporary import TemporaryFile
 
 _MARK: Final = b".mkmeta-"  # in the name of every unfinished output
 _KEPT_NAME = 200  # bytes of the target's name in that of the unfinished one: leaves room below NAME_MAX
@@ -63,17 +62,8 @@ def atomic_output(path: bytes, *, follow: bool = True, crowded: bool = False) ->
 @contextlib.contextmanager
 def spooled_output(sink: IO[bytes]) -> Iterator[BinaryIO]:
     """A temporary file whose content goes to `sink` once the block ends well. Raises MkmetaError, OSError of `sink`."""
-    try:
-        spool = tempfile.TemporaryFile(prefix="mkmeta-")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise temporary_space_error(error) from None
-    with spool:
-        try:
-            yield spool
-        except OSError as error:
-            if error.filename is not None:
-                raise  # the user of the stream met it elsewhere
-            raise temporary_space_error(error) from None
+    with TemporaryFile() as spool:
+        yield spool
         spool.seek(0)
         shutil.copyfileobj(spool, sink, _BUFFER_SIZE)
         sink.flush()

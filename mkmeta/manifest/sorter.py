@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import os
-import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import IO, Final, Self
+from typing import Final, Self
 
-from mkmeta.errors import MkmetaError, reason
+from mkmeta.linux.temporary import TemporaryFile
 
 MEMORY_LIMIT: Final = 8 << 20  # bytes of records, with Python's overhead, before a run is spilled
 _OVERHEAD = 80  # bytes Python spends on a short bytes object and its place in a list
 _READ_SIZE = 64 << 10  # bytes read at once from a run: bounds the memory of a merge of many runs
 _LENGTH_BYTES = 4
-
-
-def temporary_space_error(error: OSError) -> MkmetaError:
-    """The error for a temporary file that cannot be written."""
-    return MkmetaError(
-        f"temporary files cannot be written: {reason(error)}",
-        path=os.fsencode(tempfile.gettempdir()),
-        hint="make room there, or name another directory with TMPDIR",
-    )
 
 
 class ExternalSorter:
@@ -38,7 +27,7 @@ class ExternalSorter:
         self._limit = memory_limit
         self._held = 0
         self._records: list[bytes] = []
-        self._spill: IO[bytes] | None = None
+        self._spill: TemporaryFile | None = None
         self._ends = [0]  # offsets in the spill file where runs end
 
     def __enter__(self) -> Self:
@@ -46,18 +35,14 @@ class ExternalSorter:
 
     def __exit__(self, *_: object) -> None:
         if self._spill is not None:
-            with contextlib.suppress(OSError):  # of what could not be written, nobody needs the rest any more
-                self._spill.close()
+            self._spill.close()
 
     def add(self, record: bytes) -> None:
         """Adds a record. Raises MkmetaError when the temporary directory cannot take what does not fit in memory."""
         self._records.append(record)
         self._held += len(record) + _OVERHEAD
         if self._held >= self._limit:
-            try:
-                self._spill_run()
-            except OSError as error:
-                raise temporary_space_error(error) from None
+            self._spill_run()
 
     def __iter__(self) -> Iterator[bytes]:
         self._records.sort()
@@ -68,7 +53,7 @@ class ExternalSorter:
 
     def _spill_run(self) -> None:
         if self._spill is None:
-            self._spill = tempfile.TemporaryFile(prefix="mkmeta-")  # noqa: SIM115 - closed by __exit__
+            self._spill = TemporaryFile()
         self._records.sort()
         for record in self._records:
             self._spill.write(len(record).to_bytes(_LENGTH_BYTES, "big"))

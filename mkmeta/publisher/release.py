@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,9 @@ from typing import BinaryIO, Final, NamedTuple
 from mkmeta.digest import ObjectId
 from mkmeta.errors import ExitCode, MkmetaError, NothingSelectedError, ScanError, UsageError, printable, reason
 from mkmeta.host.following import check_outside_layers
+from mkmeta.linux.temporary import TemporaryFile
 from mkmeta.manifest.output import atomic_output
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.manifest.sorter import temporary_space_error
 from mkmeta.pattern import Patterns
 from mkmeta.publisher.arrival import (
     Clock,
@@ -303,12 +302,12 @@ class _Run:
         self, base: ManifestReader | None, options: ScanOptions, news: _News, *, everything: bool
     ) -> tuple[ObjectId, int, Generation | None]:
         """Makes the next manifest and its layer. Raises NothingSelectedError when nothing at all is selected."""
-        output = _temporary() if self.request.dry_run else atomic_output(self.site.manifest)
+        output = TemporaryFile() if self.request.dry_run else atomic_output(self.site.manifest)
         with output as stream, contextlib.ExitStack() as stack:
             scanned = base
             if everything or news.looked_at:
                 only = () if everything else tuple(map(literal, news.looked_at))
-                part = stack.enter_context(_temporary()) if news.retire else stream
+                part = stack.enter_context(TemporaryFile()) if news.retire else stream
                 scanned = self._scan(dataclasses.replace(options, only=only, only_nothing=True), base, part, stack)
             assert scanned is not None
             reader = scanned
@@ -405,16 +404,6 @@ class _Run:
             named = f"generation {done.pointer.generation} (serial {done.pointer.serial})"
             say(f"{printable(site.pointer)} names {named}" + ("" if done.written else " already"))
             return done
-
-
-@contextlib.contextmanager
-def _temporary() -> Iterator[BinaryIO]:
-    try:
-        stream = tempfile.TemporaryFile(prefix="mkmeta-")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise temporary_space_error(error) from None
-    with stream:
-        yield stream
 
 
 def _changed(findings: list[Finding]) -> ChangedError:

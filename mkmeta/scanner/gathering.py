@@ -7,11 +7,10 @@ then the runs of one with very many names wait in a file without a name, which t
 from __future__ import annotations
 
 import pickle
-import tempfile
 from collections.abc import Iterator
 from typing import IO, Final
 
-from mkmeta.manifest.sorter import temporary_space_error
+from mkmeta.linux.temporary import TemporaryFile
 from mkmeta.scanner.records import Listing
 
 RUN: Final = 4096  # entries in memory, about; what is worth a file
@@ -69,13 +68,10 @@ class Gathering:
 
     def _spill(self) -> None:
         listing = self._joined()
-        try:
-            if self._runs is None:
-                self._runs = tempfile.TemporaryFile(prefix="mkmeta-")  # noqa: SIM115  # it goes to the parent
-            pickle.dump(listing, self._runs, protocol=pickle.HIGHEST_PROTOCOL)
-            self._runs.flush()
-        except OSError as error:
-            raise temporary_space_error(error) from None
+        if self._runs is None:
+            self._runs = TemporaryFile()
+        pickle.dump(listing, self._runs, protocol=pickle.HIGHEST_PROTOCOL)
+        self._runs.flush()
         self._parts, self._entries = [], 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,11 +19,11 @@ from mkmeta.codec.info import Info
 from mkmeta.errors import LeftOutError, NothingSelectedError, ScanError, reason
 from mkmeta.linux.mountinfo import mount_points_below
 from mkmeta.linux.ownership import strangers
+from mkmeta.linux.temporary import TemporaryFile
 from mkmeta.manifest.closed import are_known
 from mkmeta.manifest.content_walk import Totals, counted
 from mkmeta.manifest.content_writer import ContentWriter
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.manifest.sorter import temporary_space_error
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import Counts, DirectoryKind
 from mkmeta.pattern import Patterns
@@ -143,7 +142,7 @@ def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = Non
         if rules.only is None:
             report = _without_changed(_Scan(options, rules, observer).run(root, created, stream), options, stream)
         else:
-            with _temporary() as part:
+            with TemporaryFile() as part:
                 one = _Scan(options, rules, observer)
                 report = _without_changed(one.run(root, created, part), options, part)
                 report = _graft(report, one, rules.only, options, part, stream)
@@ -489,7 +488,7 @@ def _without_changed(found: _Found, options: ScanOptions, stream: BinaryIO) -> S
         path = min(found.changed)
         raise LeftOutError(_CHANGED, path=path, hint="without --on-error fail its subtree would be left out")
     stream.flush()
-    with _temporary() as copy, ManifestReader(os.dup(stream.fileno())) as reader:
+    with TemporaryFile() as copy, ManifestReader(os.dup(stream.fileno())) as reader:
         info, entries = leave_out(Source(reader, b"what was scanned"), found.changed, copy)
         if not entries and options.base is None:
             raise ScanError(f"{_CHANGED}; and so nothing selected could be recorded", path=min(found.changed))
@@ -535,11 +534,3 @@ def _inside(stream: BinaryIO) -> Totals:
     stream.flush()
     with ManifestReader(os.dup(stream.fileno())) as reader:
         return counted(reader.info.counts)
-
-
-def _temporary() -> BinaryIO:
-    """An anonymous file for a manifest that is read once. Raises MkmetaError."""
-    try:
-        return tempfile.TemporaryFile(prefix="mkmeta-")
-    except OSError as error:
-        raise temporary_space_error(error) from None

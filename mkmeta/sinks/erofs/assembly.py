@@ -9,13 +9,11 @@ from typing import BinaryIO, Final, Self
 from mkmeta.codec.erofs import encode_composefs_header
 from mkmeta.digest import VerityDigest
 from mkmeta.errors import BuildError
-from mkmeta.manifest.sorter import temporary_space_error
 from mkmeta.sinks.erofs.collecting import Collection, Part
 from mkmeta.sinks.erofs.image import Image, image_digest
 from mkmeta.sinks.erofs.nodes import Body, Row, has_acl
 from mkmeta.sinks.erofs.placing import Places, Tree
 from mkmeta.sinks.erofs.sharing import SharedXattrs, find_shared
-from mkmeta.sinks.erofs.spool import Spool
 
 _INODES_MAX: Final = 2**32 - 1
 _ENOUGH: Final = 20_000  # nodes that several processes write faster than one
@@ -67,9 +65,5 @@ class Assembly:
             return image_digest(stream.fileno(), image.size), image.size
 
     def _shared(self, root: Body) -> SharedXattrs:
-        try:
-            area, spool = Spool(), Spool()
-        except OSError as error:
-            raise temporary_space_error(error) from None
-        self._collection.spools += area, spool
-        return find_shared(self._collection, root, area, spool)
+        collection = self._collection
+        return find_shared(collection, root, collection.spool(), collection.spool())

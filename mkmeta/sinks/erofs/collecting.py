@@ -6,16 +6,17 @@ nodes in it; contents; hashes of xattrs; and one record for each directory, whic
 
 from __future__ import annotations
 
+import contextlib
 import marshal
 import struct
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from mkmeta.codec.erofs import BLOCK, DIRECTORY_TYPE, DIRENT, DOTS
-from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
+from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import tree_order
 from mkmeta.sinks.erofs.nodes import Body, Head, Row, last_block
 from mkmeta.sinks.erofs.spool import BUFFER_BYTES, Spool
@@ -65,21 +66,15 @@ class Names(NamedTuple):
 class Part:
     """The files of one process."""
 
-    def __init__(self) -> None:
-        """Raises MkmetaError when there is no room for temporary files."""
-        try:
-            self.spools = [Spool() for _ in range(6)]
-        except OSError as error:
-            raise temporary_space_error(error) from None
-        self.names, self.heads, self.bodies, self.contents, self.hashes, self.records = self.spools
+    def __init__(self, spool: Callable[[], Spool]) -> None:
+        """`spool` makes one. Raises MkmetaError when there is no room for temporary files."""
+        self._spools = [spool() for _ in range(6)]
+        self.names, self.heads, self.bodies, self.contents, self.hashes, self.records = self._spools
 
     def flush(self) -> None:
         """Writes what this process still holds. Raises MkmetaError."""
-        try:
-            for spool in self.spools:
-                spool.flush()
-        except OSError as error:
-            raise temporary_space_error(error) from None
+        for spool in self._spools:
+            spool.flush()
 
 
 class Collector:
@@ -108,11 +103,8 @@ class Collector:
         self._dots = list(zip(DOTS, _DOT_TYPES, strict=True))
 
     def content(self, data: bytes) -> int:
-        """Keeps the content of a file. Returns what its row says of it."""
-        try:
-            return self._part.contents.append(data)
-        except OSError as error:
-            raise temporary_space_error(error) from None
+        """Keeps the content of a file. Returns what its row says of it. Raises MkmetaError."""
+        return self._part.contents.append(data)
 
     def add(self, name: bytes, kind: int, row: Row) -> None:
         """A node in the directory, after those of smaller names; `kind` is the type that its entry says."""
@@ -160,10 +152,7 @@ class Collector:
             seconds=self._time[0],
             nanoseconds=self._time[1],
         )
-        try:
-            part.records.append_piece(node_order(path) + b"\0" + _RECORD.pack(*record))
-        except OSError as error:
-            raise temporary_space_error(error) from None
+        part.records.append_piece(node_order(path) + b"\0" + _RECORD.pack(*record))
         self._reset()
 
     def settle(self) -> None:
@@ -181,20 +170,17 @@ class Collector:
         self._nodes += len(heads)
         self._directories += types.count(DIRECTORY_TYPE)
         self._links += len(self._keys)
-        try:
-            if names:
-                part.names.append_piece(marshal.dumps((names, bytes(types), self._keys), _MARSHAL))
-            if heads:
-                self._chunks += 1
-                self._time = min(self._time, min([head[4:6] for head in heads]))
-                hashes = array("q")
-                for body in self._bodies:
-                    hashes.extend(map(hash, body[4]))
-                part.hashes.append_piece(hashes.tobytes())
-                part.heads.append_piece(marshal.dumps(heads, _MARSHAL))
-                part.bodies.append_piece(marshal.dumps(self._bodies, _MARSHAL))
-        except OSError as error:
-            raise temporary_space_error(error) from None
+        if names:
+            part.names.append_piece(marshal.dumps((names, bytes(types), self._keys), _MARSHAL))
+        if heads:
+            self._chunks += 1
+            self._time = min(self._time, min([head[4:6] for head in heads]))
+            hashes = array("q")
+            for body in self._bodies:
+                hashes.extend(map(hash, body[4]))
+            part.hashes.append_piece(hashes.tobytes())
+            part.heads.append_piece(marshal.dumps(heads, _MARSHAL))
+            part.bodies.append_piece(marshal.dumps(self._bodies, _MARSHAL))
         self._names, self._types, self._keys = [], bytearray(), []
         self._heads, self._bodies, self._held = [], [], 0
 
@@ -219,7 +205,7 @@ class Collection:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        self.spools: list[Spool] = []
+        self._spools = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -227,14 +213,18 @@ class Collection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for spool in self.spools:
-            spool.close()
+        self._spools.close()
+
+    def spool(self) -> Spool:
+        """One more file, removed with the others. Raises MkmetaError."""
+        spool = Spool()
+        self._spools.callback(spool.close)
+        return spool
 
     def part(self) -> Part:
-        """Files for one more process; to be called before that exists."""
-        part = Part()
+        """Files for one more process; to be called before that exists. Raises MkmetaError."""
+        part = Part(self.spool)
         self.parts.append(part)
-        self.spools += part.spools
         return part
 
     def complete(self) -> None:
@@ -244,14 +234,10 @@ class Collection:
                 part.flush()
                 for record in part.records.pieces():
                     records.add(record)
-            try:
-                self._order = Spool()
-                self.spools.append(self._order)
-                for record in records:
-                    self._order.append(record[-_RECORD.size :])
-                self._order.flush()
-            except OSError as error:
-                raise temporary_space_error(error) from None
+            self._order = self.spool()
+            for record in records:
+                self._order.append(record[-_RECORD.size :])
+            self._order.flush()
 
     def directories(self, start: int = 0) -> Iterator[DirectoryRecord]:
         """All directories, in node order, from one on."""

@@ -12,7 +12,7 @@ from itertools import chain, groupby, islice
 from typing import Final
 
 from mkmeta.codec.erofs import SHARED_MAX, decode_xattr, encode_xattr, xattr_name
-from mkmeta.manifest.sorter import ExternalSorter, temporary_space_error
+from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.sinks.erofs.collecting import Collection, DirectoryRecord
 from mkmeta.sinks.erofs.nodes import Body
 from mkmeta.sinks.erofs.spool import Spool
@@ -115,23 +115,20 @@ def find_shared(collection: Collection, root: Body, area: Spool, spool: Spool) -
     marks = bytearray(_MARKS)
     table = _Table()
     chunks = [bytearray() for _ in collection.parts]
-    try:
-        marked = _mark(marks, _repeated(chain([list(map(hash, root[4]))], collection.hashes()), spool))
-        with ExternalSorter() as candidates:
-            if marked:
-                found = _Candidates(candidates, marks)
-                found.add([root])
-                for part, flags in zip(collection.parts, chunks, strict=True):
-                    for bodies in collection.marked_bodies(part, marks, _MARKS - 1):
-                        flags.append(bodies is not None)
-                        found.add(bodies or ())
-            for key, group in groupby(candidates):
-                if len(list(islice(group, 2))) > 1:
-                    entry = _entry_of(key)
-                    table.append(area.append(entry), hash(entry))
-        area.flush()
-    except OSError as error:
-        raise temporary_space_error(error) from None
+    marked = _mark(marks, _repeated(chain([list(map(hash, root[4]))], collection.hashes()), spool))
+    with ExternalSorter() as candidates:
+        if marked:
+            found = _Candidates(candidates, marks)
+            found.add([root])
+            for part, flags in zip(collection.parts, chunks, strict=True):
+                for bodies in collection.marked_bodies(part, marks, _MARKS - 1):
+                    flags.append(bodies is not None)
+                    found.add(bodies or ())
+        for key, group in groupby(candidates):
+            if len(list(islice(group, 2))) > 1:
+                entry = _entry_of(key)
+                table.append(area.append(entry), hash(entry))
+    area.flush()
     table.complete(area.size)
     return SharedXattrs(area, marks, table, chunks)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO, Final
+from typing import Final
+
+from mkmeta.linux.temporary import TemporaryFile
 
 BUFFER_BYTES: Final = 256 << 10
 _WRITE_BYTES: Final = 32 << 10  # each process has several
@@ -17,34 +17,31 @@ class Spool:
     """A temporary file that one process appends to, and another one reads later."""
 
     def __init__(self) -> None:
-        """Raises OSError."""
-        with tempfile.TemporaryFile(prefix="mkmeta-") as file:
-            fd = os.dup(file.fileno())
-        self._file: BinaryIO = open(fd, "ab", buffering=_WRITE_BYTES)  # noqa: SIM115 - closed by `close`
+        """Raises MkmetaError when there is no room for temporary files."""
+        self._file = TemporaryFile(_WRITE_BYTES)
         self.size = 0  # as far as this process knows
         self.fd = self._file.fileno()
 
     def append(self, data: bytes) -> int:
-        """Returns where it is. Raises OSError."""
+        """Returns where it is. Raises MkmetaError."""
         at = self.size
         self._file.write(data)
         self.size = at + len(data)
         return at
 
     def append_piece(self, data: bytes) -> None:
-        """Appends what `pieces` gives back. Raises OSError."""
+        """Appends what `pieces` gives back. Raises MkmetaError."""
         self._file.write(len(data).to_bytes(_LENGTH_BYTES, "little"))
         self._file.write(data)
         self.size += _LENGTH_BYTES + len(data)
 
     def flush(self) -> None:
-        """Others see what was appended. Raises OSError."""
+        """Others see what was appended. Raises MkmetaError."""
         self._file.flush()
 
     def close(self) -> None:
         """Removes it."""
-        with contextlib.suppress(OSError):  # of what could not be written, nobody needs the rest any more
-            self._file.close()
+        self._file.close()
 
     def read(self, at: int, size: int) -> bytes:
         """Raises OSError."""
