@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mkmeta.__main__ import main
 from mkmeta.demand import elf
-from mkmeta.demand.importers import bpftrace
+from mkmeta.demand.importers import bpftrace, environment
 from mkmeta.demand.profile import ProfileReader, Row
 from mkmeta.demand.tally import Tally
 
@@ -68,6 +68,28 @@ def test_loader_strace_and_environment_agree(libraries: Path, tmp_path: Path) ->
         assert env[directory].misses == loader[directory].misses + 1
         assert 0 <= strace[directory].misses - loader[directory].misses <= 3
     assert loader["lib4"].opens == env["lib4"].opens == strace["lib4"].opens > 2
+
+
+def test_places_of_those_that_a_library_is_loaded_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each $ORIGIN is that of whose list it is in, a RUNPATH is for own needs alone, and no list has a place twice."""
+    top = os.fsencode(tmp_path)
+    for name in ("bin/p", "lib1/one.so", "lib2/two.so", "lib3/three.so"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    own = (b"$ORIGIN/../lib1/", b"$ORIGIN/../lib1", b"$ORIGIN/../lib2")
+    needs = {
+        b"bin/p": elf.Needs((b"one.so",), own, ()),
+        b"lib1/one.so": elf.Needs((b"two.so",), (b"$ORIGIN",), ()),
+        b"lib2/two.so": elf.Needs((b"three.so",), (b"/none",), (b"$ORIGIN", b"$ORIGIN/../lib3")),
+        b"lib3/three.so": elf.Needs((b"four.so",), (), ()),
+    }
+    monkeypatch.setattr(environment, "_read_needs", lambda path: needs.get(os.path.relpath(path, top)))
+    tally = Tally([top])
+    environment.read(tally, io.BytesIO(b"LD_LIBRARY_PATH=" + top + b"/bin;" + top + b"/bin/"), [top + b"/bin/p"])
+    found = {row.path: (row.misses - 1, row.opens) for row in tally.rows() if not row.is_file}  # 1: glibc-hwcaps
+    # two.so is looked for in lib1 twice, of one.so and p; three.so in bin, lib2, lib3; four.so in lib1 twice, lib2, bin
+    # and lib1 and lib2 are written in two ways: each way is asked for glibc-hwcaps
+    assert found == {b"lib1": (4 + 1, 1), b"lib2": (2 + 1, 1), b"bin": (2, 0), b"lib3": (0, 1)}
 
 
 def test_the_loader_that_ends_a_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ machine, so that a search ends where a program's would:
 
     PATH                        each program, in each directory until it is found
     LD_LIBRARY_PATH, RPATH,     each library a program needs, and those need; first in the subdirectories of
-    RUNPATH                     glibc-hwcaps, which cost one miss where there are none
+    RUNPATH                     glibc-hwcaps, which cost one miss where there are none (before glibc 2.37 it also asks
+                                for `tls` and `x86_64`, once: these are not counted)
     PYTHONPATH                  a stat and a listing for each entry: Python remembers names (importlib.machinery)
     PERL5LIB                    one module, as NAME.pmc and NAME.pm
     MANPATH                     one page: a directory for it that is not there, or a listing
@@ -70,7 +71,10 @@ def read(tally: Tally, stream: BinaryIO, programs: Sequence[bytes]) -> None:
 
 def _directories(variables: dict[bytes, bytes], name: bytes, tally: Tally) -> list[bytes]:
     """The absolute entries of a search path."""
-    entries = [entry for entry in variables.get(name, b"").split(b":") if entry]
+    value = variables.get(name, b"")
+    if name == b"LD_LIBRARY_PATH":
+        value = value.replace(b";", b":")  # both, ld.so(8)
+    entries = [entry for entry in value.split(b":") if entry]
     absolute = [entry for entry in entries if entry[:1] == b"/"]
     tally.lost["relative"] += len(entries) - len(absolute)
     tally.lost["cut"] += max(len(absolute) - _ENTRIES_MAX, 0)
@@ -106,15 +110,19 @@ class _Search:
         return there
 
     def load(self, program: bytes, library_path: Sequence[bytes]) -> None:
-        """All libraries of a program, as ld.so(8) looks for them, breadth first."""
+        """All libraries of a program, as ld.so(8) looks for them, breadth first.
+
+        First in the RPATH of who needs one and of those that it was loaded for, each ignored where there is a RUNPATH.
+        """
         first = _read_needs(program)
-        waiting = deque([(program, first)] if first is not None else [])
-        inherited = first.rpath if first is not None and not first.runpath else ()
+        waiting = deque(
+            [(program, first, [] if first.runpath else _places(first.rpath, program))] if first is not None else []
+        )
+        library_path = _places(library_path, program)
         loaded: set[bytes] = set()
         while waiting:
-            path, wants = waiting.popleft()
-            rpath = () if wants.runpath else (*wants.rpath, *inherited)
-            places = [_expand(one, path) for one in (*rpath, *library_path, *wants.runpath)]
+            path, wants, rpath = waiting.popleft()
+            places = [*(() if wants.runpath else rpath), *library_path, *_places(wants.runpath, path)]
             for name in wants.needed:
                 if name in loaded or b"/" in name or name.startswith(_LOADER) or len(loaded) >= _LIBRARIES_MAX:
                     continue
@@ -123,12 +131,15 @@ class _Search:
                 found = found or next((one for one in _SYSTEM if os.path.exists(one + b"/" + name)), None)
                 library = found + b"/" + name if found else None
                 if library is not None and (more := _read_needs(library)) is not None:
-                    waiting.append((library, more))
+                    own = [] if more.runpath else _places(more.rpath, library)
+                    waiting.append((library, more, [*own, *rpath][:_ENTRIES_MAX]))
 
 
-def _expand(directory: bytes, of: bytes) -> bytes:
+def _places(directories: Iterable[bytes], of: bytes) -> list[bytes]:
+    """A list of directories as the loader has it: each once, and with the place of whose list it is."""
     origin = os.path.dirname(os.path.realpath(of))
-    return directory.replace(b"$ORIGIN", origin).replace(b"${ORIGIN}", origin)
+    found = (one.replace(b"$ORIGIN", origin).replace(b"${ORIGIN}", origin) for one in directories)
+    return list(dict.fromkeys(one.rstrip(b"/") or b"/" for one in found))
 
 
 def _read_needs(path: bytes) -> Needs | None:
