@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from mkmeta.errors import MountError, printable, reason
+from mkmeta.host.event_checks import events
 from mkmeta.host.finding import Check, Finding, failure, note, ok, warning
 from mkmeta.host.kernel_checks import nfs_defects
 from mkmeta.host.nfs_advice import NFS_TYPES, NfsOptions, nfs_findings
@@ -69,6 +70,7 @@ class LowerChecks:
             "lower-submounts": self.submounts,
             "lower-readable": self.readable,
             "lower-verity": self.verity,
+            "lower-events": lambda: events(self.path, self._mount().fstype),
             "lower-mount": self.mountable,
         }
         first = Check("lower", self.directory)

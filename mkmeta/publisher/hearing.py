@@ -20,13 +20,11 @@ from typing import Final
 
 from mkmeta.errors import MkmetaError, printable, reason
 from mkmeta.linux.descriptors import closing
-from mkmeta.linux.fanotify import NameEvents
+from mkmeta.linux.fanotify import TOLD_OF, NameEvents
 from mkmeta.linux.handles import Handle, open_by_handle
 from mkmeta.linux.mountinfo import mount_of, mounts
 from mkmeta.pattern import Patterns
 
-# Filesystems that change by this kernel only, and set the change time of what is moved: tests look at each of them
-_LOCAL: Final = frozenset({b"ext4", b"xfs", b"btrfs", b"tmpfs"})
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 LEVELS_MAX: Final = 1000  # listing everything costs hardly more than so many one by one
@@ -140,7 +138,7 @@ def listen(root: bytes, choice: Events) -> tuple[Hearing | None, str]:
     try:
         fstype = mount_of(root, mounts()).fstype
         shown = printable(fstype)
-        if choice is Events.AUTO and fstype not in _LOCAL:
+        if choice is Events.AUTO and fstype not in TOLD_OF:
             return None, f"all levels are listed each time, as {shown} may change without this kernel"
         return Hearing(root), f"the kernel tells of changes: fanotify on {shown}"
     except OSError as error:
