@@ -28,6 +28,7 @@ The table of codes users may rely on is in formats/cli.md.
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import re
 import signal
@@ -220,6 +221,8 @@ def path_fields(path: bytes, key: str = "path") -> dict[str, str]:
 def reason(error: OSError) -> str:
     """The kernel's word for an errno, in lower case as the rest of a message: "no space left on device"."""
     text = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno == errno.EMFILE:
+        text += " (ulimit -n)"
     return text[:1].lower() + text[1:]
 
 

@@ -26,6 +26,8 @@ def input_name(text: str) -> str:
 
 def output_file(text: str) -> bytes:
     """A file to write; `-` is standard output, whatever it is called."""
+    if text.endswith("/"):
+        raise argparse.ArgumentTypeError(f"{text} names a directory: add the name of a file")
     return b"-" if text in _STDOUT else filled(text)
 
 

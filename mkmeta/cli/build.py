@@ -142,7 +142,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--redirect-prefix",
         metavar="PATH",
-        type=os.fsencode,
+        type=filled,
         default=b"",
         help="where the scanned directory is below the lower layer it will be mounted over (default: it is that layer)",
     )

@@ -116,7 +116,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--all", action="store_true", help="print every finding, however many a subtree has")
     parser.add_argument(
-        "--redirect-prefix", metavar="PATH", type=os.fsencode, help="as given to build, if LAYER is no generation"
+        "--redirect-prefix", metavar="PATH", type=filled, help="as given to build, if LAYER is no generation"
     )
     parser.add_argument("--userxattr", action="store_true", help="likewise (default: as the layer's root has it)")
     parser.add_argument("--no-verity", action="store_true", help="likewise")

@@ -61,6 +61,7 @@ from mkmeta.model import (
 )
 
 _PAGES_KEPT: Final = 256 << 10  # bytes of pages, packed, that look-ups by path keep decoded, at up to 60 times that
+_NO_MANIFEST: Final = dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "name an existing manifest, made by mkmeta scan")
 _WHAT_INSTEAD: Final = {  # of what is no file
     errno.EISDIR: "name a manifest; of a store's generation it is STORE/generations/NUMBER-ID/manifest.mkm",
     errno.ESPIPE: "a manifest is read from its end: to read one from a pipe, give - and have it on standard input",
@@ -99,7 +100,7 @@ class ManifestReader:
         try:
             fd = os.open(raw, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)  # a pipe must not hang it
         except OSError as error:
-            raise MkmetaError(reason(error), path=raw, hint="name an existing manifest, made by mkmeta scan") from None
+            raise MkmetaError(reason(error), path=raw, hint=_NO_MANIFEST.get(error.errno or 0)) from None
         try:
             return cls(fd)
         except OSError as error:

@@ -21,6 +21,7 @@ scan text -o x.mkm | 1 | text: cannot be scanned: not a directory
 scan fifo -o x.mkm | 1 | fifo: cannot be scanned: not a directory
 scan empty.d -o x.mkm | 12 | has nothing in it to record
 scan vol -o dir | 2 | dir: is a directory
+scan vol -o new/ | 2 | new/ names a directory: add the name of a file
 scan vol -o vol/x.mkm | 2 | the manifest would lie inside ROOT
 scan vol -o nothing/x.mkm | 1 | make its directory first
 scan vol -o text/x.mkm | 1 | cannot be written: not a directory
@@ -60,6 +61,7 @@ build m.mkm new --store store | 2 | name either DEST or --store
 build m.mkm --store text | 1 | text: cannot be made: not a directory
 build m.mkm --store vol | 1 | vol: is no store and not empty
 build m.mkm new --expect-id abc | 2 | 'abc' is not an ID of 64 hexadecimal digits
+build m.mkm new --redirect-prefix '' | 2 | was a variable not set?
 build m.mkm new --discard | 2 | --discard goes with --swap
 build m.mkm new --base nothing | 1 | --base cannot be opened
 build m.mkm new --format tar | 2 | 'tar' is not one of directory, erofs, composefs
@@ -220,3 +222,29 @@ def test_an_ordinary_user(place: Path) -> None:
         user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-m", "mkmeta"]
         done = subprocess.run([*user, *call.split()], cwd=place, capture_output=True, text=True, check=False)
         assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr, (call, done.stderr)
+
+
+@pytest.mark.parametrize("call", ["scan vol -o x.mkm -j 2", "build m.mkm layer --userxattr", "merge {} -o x.mkm"])
+def test_too_few_open_files_are_said(place: Path, call: str) -> None:
+    """At each limit it works, or says that it takes more; what it could not take away goes with the next."""
+    shards = []
+    for number in range(40):
+        shards.append(f"shard{number}.mkm")
+        (place / shards[-1]).write_bytes((place / "m.mkm").read_bytes())
+    before = set(os.listdir(place))
+    argv = call.format(" ".join(shards)).split()
+    code = (
+        "import resource, sys; limit = int(sys.argv.pop(1)); resource.setrlimit(resource.RLIMIT_NOFILE, (limit,) * 2)"
+    )
+    code += "; from mkmeta.__main__ import main; sys.exit(main())"
+    worked = []
+    for limit in (7, 12, 200):
+        command = [sys.executable, "-c", code, str(limit), *argv]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        worked.append(done.returncode == 0)
+        if not worked[-1]:
+            assert (done.returncode, "Traceback" in done.stderr) == (1, False), (limit, done.stderr)
+            assert "too many open files (ulimit -n)" in done.stderr, (limit, done.stderr)
+            assert all(".mkmeta-" in name for name in before ^ set(os.listdir(place))), limit
+    assert (worked[0], worked[-1]) == (False, True)
+    assert before ^ set(os.listdir(place)) in ({"x.mkm"}, {"layer"})
