@@ -264,6 +264,11 @@ def _look_at_layer(live: LiveMount) -> _InStore:
 
 def _id(live: LiveMount, generation: Generation | None, problems: list[str], unseen: list[str]) -> ObjectId | None:
     if live.image is not None:  # its digest was compared before it was mounted: it is what its generation says
+        try:
+            os.stat(live.layer)
+        except OSError as error:  # it goes on being read, but nothing can be mounted of it any more
+            if error.errno not in _DENIED:
+                problems.append(_words(error, live.layer))
         with contextlib.suppress(StoreError):  # said already
             return generation.about().id if generation is not None else None
         return None

@@ -159,6 +159,16 @@ def test_a_damaged_image_is_refused(host: Host, damage: str) -> None:
     assert host.live().layer == os.fsencode(_image(host, 3))
 
 
+def test_an_image_that_was_removed_is_said(either: Host) -> None:
+    """What is mounted goes on; nothing can be mounted of it again."""
+    either.activate()
+    _image(either).unlink()
+    done = either.call("status", either.point, check=22)
+    assert "no such file" in (done.out + done.err).lower()
+    assert (either.point / "grp/paint/v1/lib/two").read_text() == "second\n"
+    either.call("deactivate", either.point)
+
+
 def test_nobody_else_reads_an_image(host: Host) -> None:
     path = _image(host)
     assert (path.stat().st_mode & 0o7777, path.parent.stat().st_mode & 0o7777) == (0o600, 0o700)
