@@ -163,7 +163,7 @@ def _emit(cover: Cover, selected: list[Line], opens: int, inlined: list[Inlining
 def share(text: str) -> float:
     """A share: 99%, or 0.99."""
     try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        value = float(text[:-1] + "e-2") if text.endswith("%") else float(text)  # the nearest to it, as of a quotient
     except ValueError:
         value = 0.0
     if not 0 < value <= 1:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from mkmeta.__main__ import main
+from mkmeta.cli.predict import minimal_gain
+from mkmeta.demand.prediction import KINDS, PLAIN, Prediction
 from mkmeta.demand.profile import Row
+from mkmeta.mounts.profile import Profile
 from tests.demand.profiles import make_profile
 
 DIRECTORIES, FILES, MISSES = 40, 20, 30
@@ -109,3 +112,17 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit) as end:
         main(["predict", "m", "p", *arguments])
     assert end.value.code == 2
+
+
+def test_a_share_that_is_just_reached_is_reached() -> None:
+    """Of all shares of whole percents, and tenths of them."""
+    for before in range(1, 200):
+        for after in range(before + 1):
+            requests = {name: dict.fromkeys(KINDS, 0) for name in (PLAIN, Profile.NESTED)}
+            requests[PLAIN]["misses"], requests[Profile.NESTED]["misses"] = before, after
+            gain = Prediction(requests, {}).gain(Profile.NESTED)
+            tenths = 1000 * (before - after) // before
+            if tenths:
+                assert gain >= minimal_gain(f"{tenths / 10}%")[1] and gain >= minimal_gain(f"{tenths / 1000}")[1]
+            if tenths < 1000:
+                assert gain < minimal_gain(f"{(tenths + 1) / 10}%")[1]

@@ -72,6 +72,15 @@ def test_no_choice_is_better(roots: list[Candidate], cover: float, max_cost: int
     assert (sum(one.cost for one in found), sum(one.gain for one in found)) == by_force(roots, wanted, max_cost)
 
 
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_a_share_that_is_just_reached_is_enough(percent: int) -> None:
+    """In floats, 7 % of 100 are a little more than 7."""
+    hot = Hot({b"a": percent, b"b": 1, b"c": 99 - percent}, set())
+    costs = {b"b": Measure(2, None), b"c": Measure(1000, None)}
+    found = choose(hot, NoShape(), cover=percent / 100, max_cost=None, cost_of=costs)
+    assert [one.path for one in found.chosen] == [b"a"]
+
+
 @given(forests(), st.sampled_from([0.5, 0.9, 1.0]))
 def test_greedy_covers_what_is_asked_for(roots: list[Candidate], cover: float) -> None:
     wanted = cover * sum(root.gain for root in roots)
