@@ -136,6 +136,9 @@ def _promote(
     now = time.time_ns()
     root = os.path.realpath(args.root)
     shape = VolumeShape(root, base, now_ns=now, settled_ns=int(args.settled * NS))
+    ahead = (history.updated_ns - now) / (86_400 * NS)
+    if ahead > 1:
+        note(f"the last run was {ahead:.0f} days ahead of this clock: until then no time passes, and little changes")
     fade(history, now, policy)
     counted = set(history.taken)
     written: set[bytes] = set()

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,18 @@ def test_any_time_of_a_profile_is_read_again(volume: Path, tmp_path: Path, monke
     assert not profile.exists()
     with (tmp_path / "history").open("rb") as stream:
         assert decode(stream).weights[b"grp/paint/v1/lib"].misses == pytest.approx(64, abs=1), "counted once"
+
+
+def test_a_clock_that_was_ahead_is_said(volume: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody knows which of two times is right; what waits for time to pass would wait without a word."""
+    write_history(bytes(tmp_path / "history"), History(updated_ns=time.time_ns() + 400 * DAY_NS + DAY_NS // 4))
+    promote(tmp_path)
+    assert "400 days ahead of this clock" in capsys.readouterr().err
+    promote(tmp_path, "--json", "--dry-run")
+    write_history(bytes(tmp_path / "history"), History(updated_ns=time.time_ns()))
+    capsys.readouterr()
+    promote(tmp_path)
+    assert "ahead" not in capsys.readouterr().err
 
 
 def test_no_more_is_written_than_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
