@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -77,4 +78,15 @@ def _run(argv: Sequence[str], verb: str | None) -> int:
 
 def _foreseen(error: OSError) -> MkmetaError:
     path = os.fsencode(error.filename) if isinstance(error.filename, str | bytes) else None
+    if path is None and error.errno == errno.ENOENT and not _is_somewhere():
+        return MkmetaError("the working directory is gone", hint="call it from another one")
     return MkmetaError(reason(error), path=path)
+
+
+def _is_somewhere() -> bool:
+    """Whether the working directory has a name still."""
+    try:
+        os.getcwdb()
+    except FileNotFoundError:
+        return False
+    return True

@@ -182,6 +182,21 @@ def test_verbs_that_there_are_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert end.value.code == 2 and "`mkmeta VERB --help`" in captured.err
 
 
+@pytest.mark.parametrize("call", ["scan . -o {}/x.mkm", "scan {}/vol -o x.mkm", "scan {}/vol -o {}/x.mkm"])
+def test_a_working_directory_that_is_gone(place: Path, call: str) -> None:
+    """Is said where something is relative to it, and otherwise does not matter."""
+    (place / "gone").mkdir()
+    script = f'cd "$1/gone"; rmdir "$1/gone"; exec "$2" -m mkmeta {call.replace("{}", "$1")}'
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = ["sh", "-c", script, "-", str(place), sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if call.count("{}") == 2:
+        assert done.returncode == 0, done.stderr
+    else:
+        gone = "mkmeta: the working directory is gone\nmkmeta: call it from another one\n"
+        assert (done.returncode, done.stderr) == (1, gone)
+
+
 @pytest.mark.needs("user xattrs")
 def test_arguments_may_come_in_any_order(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "m.mkm", "--userxattr", "layer", "-q"]) == 0
