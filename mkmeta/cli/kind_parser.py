@@ -73,6 +73,8 @@ class KindParser(argparse.ArgumentParser):
                 if meant is None and action is not None and action.nargs != 0:
                     meant = f"write {before}={legible(arg)} if that is a value of {before}"
                 self.fail(f"there is no option {legible(name)}", meant)
+            if arg.removeprefix(name) in ("--", "=--"):  # argparse drops it, and has a list for a value
+                self.fail(f"'--' is no value of {name}", "write ./-- for a file of that name")
             before = arg
 
     def error(self, message: str) -> NoReturn:

@@ -47,6 +47,10 @@ scan vol -o x.mkm --select -x | 2 | write --select=-x if that is a value of --se
 scan vol -o x.mkm --slect rel | 2 | did you mean --select?
 scan vol -o x.mkm -Z | 2 | there is no option -Z
 scan vol -o | 2 | expected one argument
+scan vol -o=-- | 2 | '--' is no value of -o
+scan vol -o-- | 2 | write ./-- for a file of that name
+scan vol --base=-- -o x.mkm | 2 | '--' is no value of --base
+deactivate dir --config=-- | 2 | '--' is no value of --config
 scan vol vol -o x.mkm | 2 | there is nothing to do with the last of the arguments: vol
 build | 2 | required: MANIFEST
 build m.mkm | 2 | name either DEST or --store
