@@ -43,6 +43,7 @@ def test_a_switch_replaces_and_rollback_goes_back(host: Host) -> None:
     assert (host.point / "grp/paint/v2/lib/two").read_text() == "second\n"
     assert host.call("rollback", host.point, "--json").messages[-1]["generation"] == 1
     assert host.call("activate", host.store, host.point, "--json").messages[-1]["action"] == "unchanged"  # it stays
+    assert host.call("rollback", host.point, "--to", "1", "--json").messages[-1]["action"] == "unchanged"
     host.call("rollback", host.point, check=15)
     host.activate("--generation", "2")
     assert len(host.stack()) == 1

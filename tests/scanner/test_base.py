@@ -14,6 +14,7 @@ import pytest
 
 from mkmeta.errors import FormatError, NothingSelectedError, UsageError
 from mkmeta.manifest.reader import ManifestReader
+from mkmeta.model import HardLinks
 from mkmeta.scanner import base as base_module
 from mkmeta.scanner.looking import open_content
 from mkmeta.trees.prune import prune
@@ -127,6 +128,21 @@ def test_no_trust_reads_everything(volume: Path, tmp_path: Path) -> None:
     plainly = Opened(tmp_path / "plainly")
     scan_tree(volume, *SELECT, open_content=plainly)
     assert sorted(opened.names) == sorted(plainly.names) != []
+
+
+def test_what_was_asked_for_is_recorded_and_asked_again(volume: Path) -> None:
+    asked = {
+        "hide": (b"one.*",),
+        "drop_xattrs": (b"user.*",),
+        "hard_links": HardLinks.ALL,
+        "inline": ((b"", 100),),
+        "inline_all": True,
+    }
+    first = first_scan(volume, *SELECT, **asked)
+    with ManifestReader.open(str(first.path)) as reader:
+        assert {name: getattr(reader.info, name) for name in asked} == asked
+        assert (reader.info.root, reader.info.select) == (bytes(volume), tuple(map(os.fsencode, SELECT)))
+    assert again(volume, first, **asked).id == first.id
 
 
 def test_a_base_that_does_not_fit_is_refused(volume: Path, tmp_path: Path) -> None:
