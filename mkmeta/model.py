@@ -137,7 +137,7 @@ class LinkRow(NamedTuple):
 class Counts(NamedTuple):
     """What a directory, with all below it, holds and what was left out of it on purpose (manifest.md section 6).
 
-    Of a scan on a base, from `snapshots` on: what that scan came upon where it listed or read again.
+    Of a scan on a base the last two before `unchanged` may be less.
     """
 
     dirs: int = 0  # opaque directories

@@ -382,8 +382,8 @@ def _summary(report: ScanReport, seconds: float) -> list[str]:
     ]
     if report.inside is not None:
         lines.append(f"contents   {inside_words(report.inside, counts._asdict())}")
-    met = counts.silly_renamed or counts.snapshots or counts.nfs4_acl or counts.dropped_xattrs
-    uncounted = ": ACLs, attributes, and names not recorded are counted of the others alone" if met else ""
+    met = counts.nfs4_acl or counts.dropped_xattrs
+    uncounted = ": ACLs and attributes of such files are not counted where their directory has changed" if met else ""
     remarks = (
         (counts.hidden, "names hidden by --hide: invisible through the mount where their directory is recorded"),
         (counts.silly_renamed, ".nfsXXXX files not recorded: they were deleted already"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from operator import sub
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from mkmeta.codec.container import Location
 from mkmeta.codec.packing import PackingError, RecordUnpacker, array_header, pack, unpack
@@ -90,6 +90,17 @@ def decode_facts(data: bytes, where: str, *, pages: int, entries: int) -> Facts:
     return Facts(_counts(counts, where), there)
 
 
+def glance_at_facts(data: bytes) -> tuple[list[int], list[int], Sequence[Location | None]]:
+    """Inode numbers, change times and children of a directory with one page, for who compares them with what is there
+    now: only what is not compared is checked. Raises FormatError, ValueError and TypeError on anything else.
+    """
+    record: Any = unpack(data)
+    _, ((inodes, change_times, children, linked),) = record
+    if type(linked) is not list or linked:
+        _linked(_integers(linked, ""), "", len(inodes))
+    return list(accumulate(inodes)), list(accumulate(change_times)), _locations(children, "")
+
+
 def decode_page_facts(data: bytes, where: str, *, entries: int) -> PageFacts:
     """The record of one of several pages, which has so many entries."""
     return _page(_unpacked(data, where, max(_SHORTEST, 2 * entries)), where, entries)
@@ -131,7 +142,7 @@ def _page(page: object, where: str, entries: int) -> PageFacts:
     return PageFacts(
         _unsigned(_sums(_integers(inodes, where))),
         _sums(_integers(change_times, where)),
-        [_location(child, where) for child in children],
+        _locations(children, where),
         _linked(_integers(linked, where), where, entries) if linked else NO_LINKS,
     )
 
@@ -153,6 +164,18 @@ def _integers(column: list[object], where: str) -> list[int]:
     if integers and (set(map(type, column)) != _INTEGERS or max(integers) >= _HALF):
         raise FormatError(f"{where}: a difference is not a signed 64-bit integer")
     return integers
+
+
+def _locations(values: list[Any], where: str) -> list[Location | None]:
+    """Places; one by one it takes four times as long."""
+    try:
+        numbers = list(chain.from_iterable(values))
+        are_places = set(map(type, values)) == {list} and set(map(len, values)) == {3}
+        if are_places and set(map(type, numbers)) == _INTEGERS and 0 <= min(numbers) <= max(numbers) < 2**32:
+            return list(map(Location._make, values))
+    except TypeError:  # there is a nil among them
+        pass
+    return [_location(value, where) for value in values]
 
 
 def _location(value: object, where: str) -> Location | None:

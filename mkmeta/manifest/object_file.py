@@ -11,7 +11,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import pairwise
+from operator import lt
 from typing import BinaryIO, Final
 
 import zstandard
@@ -39,12 +39,18 @@ from mkmeta.errors import FormatError
 from mkmeta.manifest.content_table import ContentTable
 from mkmeta.manifest.sorter import ExternalSorter
 
-_FRAME_CACHE_BYTES: Final = 8 << 20  # decompressed; a tree is written almost in the order it is read
+_FRAME_CACHE_BYTES: Final = 4 << 20  # decompressed; a tree is written almost in the order it is read
 _TABLE_ROWS = 128  # rows of the object table read at once
+_GUESSES = 8  # until what is left of the object table is halved: two or three are enough
 _TABLE_CACHE = 512  # such reads kept: 2.75 MiB
 _COPY_BYTES: Final = 1 << 20
 _PLACES_BYTES: Final = 4 << 20  # of places in memory while frames are looked through
 _PLACE = struct.Struct(">III")  # of an object: frame, offset, length; sorts as bytes do
+
+
+def ids_in(part: bytes) -> list[bytes]:
+    """The IDs in rows of an object table."""
+    return [part[start : start + DIGEST_SIZE] for start in range(0, len(part), OBJECT_ROW.size)]
 
 
 class ObjectFile:
@@ -63,6 +69,7 @@ class ObjectFile:
         if size < HEADER.size + FOOTER.size:
             raise FormatError("footer: missing: the file was cut or not completely written")
         self.footer: Footer = decode_footer(os.pread(fd, FOOTER.size, size - FOOTER.size), size)
+        self._parts = -(-self.footer.objects // _TABLE_ROWS)  # of the object table
         self.object_frames = self.footer.frames  # those after them hold contents
         self.content_table: ContentTable | None = None
         if flags & HAS_CONTENTS:
@@ -134,13 +141,9 @@ class ObjectFile:
         Raises FormatError at the first that is not, or not where the object table says.
         """
         with ExternalSorter(_PLACES_BYTES) as places:
-            previous = b""
-            for record in self.object_rows():
-                object_id, frame, offset, length = OBJECT_ROW.unpack(record)
-                if object_id <= previous:
-                    raise FormatError("object table: not sorted")
-                previous = object_id
-                places.add(_PLACE.pack(frame, offset, length) + object_id)
+            for part in self.table_parts():
+                for object_id, *place_of in OBJECT_ROW.iter_unpack(part):
+                    places.add(_PLACE.pack(*place_of) + object_id)
             rows = iter(places)
             place = next(rows, None)
             for number in range(self.object_frames):
@@ -155,12 +158,31 @@ class ObjectFile:
             if place is not None:
                 raise FormatError("object table: names a frame that does not exist")
 
-    def object_rows(self) -> Iterator[bytes]:
-        """The rows of the object table."""
-        for number in range((self.footer.objects + _TABLE_ROWS - 1) // _TABLE_ROWS):
+    def raw_frames(self) -> Iterator[tuple[bytes, int]]:
+        """Every frame of objects as `raw_frame`; nothing is said of what is in it. Raises FormatError."""
+        return map(self.raw_frame, range(self.object_frames))
+
+    def has(self, object_id: ObjectId, data: bytes) -> bool | None:
+        """Whether an object is there with these bytes; None: it is not there at all."""
+        try:
+            self._find_row(object_id, "")
+        except FormatError:
+            return None
+        try:
+            return self.record(self._place_of(object_id, ""), "") == data
+        except FormatError:
+            return False
+
+    def table_parts(self) -> Iterator[bytes]:
+        """The object table, some rows at a time. Raises FormatError unless they ascend."""
+        previous = b""
+        for number in range(self._parts):
             part = self._read_table_part(number)
-            for at in range(0, len(part), OBJECT_ROW.size):
-                yield part[at : at + OBJECT_ROW.size]
+            ids = [previous, *ids_in(part)]
+            if not all(map(lt, ids, ids[1:])):
+                raise FormatError("object table: not sorted")
+            previous = ids[-1]
+            yield part
 
     def copy_to(self, out: BinaryIO) -> None:
         """Writes the bytes of the file, unchecked. Raises OSError."""
@@ -173,13 +195,8 @@ class ObjectFile:
         """Every row of the frame table, and the order of the object table as a whole."""
         for number in range(self.footer.frames):
             self._frame_row(number)
-        previous = b""
-        for number in range((self.footer.objects + _TABLE_ROWS - 1) // _TABLE_ROWS):
-            part = self._read_table_part(number)
-            ids = [previous, *(part[at : at + DIGEST_SIZE] for at in range(0, len(part), OBJECT_ROW.size))]
-            if any(a >= b for a, b in pairwise(ids)):
-                raise FormatError("object table: not sorted")
-            previous = ids[-1]
+        for _ in self.table_parts():
+            pass
         previous = b""
         for name, *_ in self.content_table or ():
             if name <= previous:
@@ -199,25 +216,32 @@ class ObjectFile:
     def _find_row(self, object_id: ObjectId, where: str) -> tuple[int, int]:
         """The part of the object table that has an object's row, and where in it.
 
-        Binary search, by pages; IDs are spread evenly, so that the first guess is near.
+        IDs are spread evenly: how far one is from the first of a part says how many parts away its own is. Where that
+        does not lead to it, as in a table that somebody made up, what is left is halved.
         """
-        low, high = 0, (self.footer.objects + _TABLE_ROWS - 1) // _TABLE_ROWS
-        middle, step = int.from_bytes(object_id[:8], "big") * high >> 64, 1
-        while low + 1 < high:
-            if self._table_part(middle)[:DIGEST_SIZE] <= object_id:
-                low = middle
-                middle = min(low + step, (low + high + 1) // 2)
+        low, high = 0, self._parts
+        wanted = int.from_bytes(object_id[:8], "big")
+        number, guesses = wanted * high >> 64, 0
+        while low < high:
+            part = self._table_part(number)
+            if object_id < part[:DIGEST_SIZE]:
+                high = number
+            elif object_id <= part[-OBJECT_ROW.size : DIGEST_SIZE - OBJECT_ROW.size]:
+                at = part.find(object_id)
+                while at > 0 and at % OBJECT_ROW.size:
+                    at = part.find(object_id, at + 1)
+                if at < 0:
+                    break
+                return number, at
             else:
-                high = middle
-                middle = max(high - step, (low + high) // 2)
-            step *= 4
-        part = self._table_part(low) if high else b""
-        at = part.find(object_id)
-        while at > 0 and at % OBJECT_ROW.size:
-            at = part.find(object_id, at + 1)
-        if at < 0:
-            raise FormatError(f"{where}: object {object_id.hex()[:16]} is not in the file")
-        return low, at
+                low = number + 1
+            guesses += 1
+            if guesses < _GUESSES:
+                off = wanted - int.from_bytes(part[:8], "big")
+                number = min(max(number + (off * self._parts >> 64), low), high - 1)
+            else:
+                number = (low + high) // 2
+        raise FormatError(f"{where}: object {object_id.hex()[:16]} is not in the file")
 
     def _read_table_part(self, number: int) -> bytes:
         rows = min(_TABLE_ROWS, self.footer.objects - number * _TABLE_ROWS)

@@ -182,6 +182,10 @@ class ManifestReader:
             raise FormatError(f"{where}: holds {total} entries, recorded as {directory.entries}")
         return pages
 
+    def glance(self, children: ObjectId, facts: Location) -> tuple[bytes, bytes]:
+        """The object of a directory, and its facts, for who is content with a FormatError that names nothing."""
+        return self.file.object(ObjectKind.DIRECTORY, children, ""), self._read_facts(facts, "")
+
     def page(self, page: Page, directory: Directory, path: bytes) -> list[Entry]:
         """The entries of a page of `directory`, which is at `path`."""
         where = directory_at(path)

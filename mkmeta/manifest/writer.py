@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
-from heapq import merge
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import BinaryIO, Final, Self
 
 import zstandard
@@ -37,11 +37,13 @@ from mkmeta.errors import FormatError, MkmetaError
 from mkmeta.manifest.check import check, check_contents
 from mkmeta.manifest.content_walk import INSIDE_BYTES, INSIDE_FILES, Totals
 from mkmeta.manifest.content_writer import ContentFrame, ContentWriter
+from mkmeta.manifest.object_file import ids_in
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.sorter import ExternalSorter
 from mkmeta.model import LinkRow, PrimaryRow, Root
 
 COMPRESSION_LEVEL: Final = 3  # digests do not compress: higher levels cost time and save next to nothing
+_FAULT: Final = "this is a fault of mkmeta, or of the disk: please report it"
 _RECENT_SLOTS = 1 << 16  # objects remembered to store equal directories once; a forgotten one is stored again
 
 
@@ -78,20 +80,21 @@ class ManifestWriter:
         if self._contents is not None:
             self._contents.__exit__(*args)
 
-    def adopt(self, reader: ManifestReader) -> None:
+    def adopt(self, reader: ManifestReader, *, unread: bool = False) -> None:
         """Takes over all objects and records of another manifest, compressed as it is; places in it are places here.
 
         Only as the first thing a writer does, which needs the other until `finish`: then its table is read once more.
-        Raises FormatError when it is damaged.
+        Raises FormatError when it is damaged. `unread`: whoever refers to an object in it has read that.
         """
         assert not self._frames
-        for data, size in reader.file.frames():
+        for data, size in reader.file.raw_frames() if unread else reader.file.frames():
             self._frames.append(FrameRow(self._position, len(data), size))
             self.write(data)
         self._adopted = len(self._frames)
         self._donor = reader
-        for record in reader.file.object_rows():
-            self._is_recent(record[:DIGEST_SIZE])
+        for part in reader.file.table_parts():
+            for object_id in ids_in(part):
+                self._is_recent(object_id)
 
     @property
     def position(self) -> int:
@@ -113,7 +116,7 @@ class ManifestWriter:
         """Stores an object whose ID the caller has computed. Equal objects are stored once as far as memory allows."""
         if len(data) > OBJECT_SIZE_MAX:
             raise MkmetaError(f"an object of {len(data)} bytes, more than the limit of {OBJECT_SIZE_MAX}")
-        if not self._is_recent(object_id):
+        if not self._is_recent(object_id) or self._is_damaged(object_id, data):
             self._table.add(OBJECT_ROW.pack(object_id, *self._objects.add(data)))
 
     def _is_recent(self, object_id: bytes) -> bool:
@@ -123,6 +126,10 @@ class ManifestWriter:
             return True
         self._recent[start : start + DIGEST_SIZE] = object_id
         return False
+
+    def _is_damaged(self, object_id: ObjectId, data: bytes) -> bool:
+        """Whether what was taken over has other bytes than these under their ID."""
+        return self._donor is not None and self._donor.file.has(object_id, data) is False
 
     def add_contents(self, frame: ContentFrame) -> None:
         """Stores contents of files. Those that no file turns out to have will not be found."""
@@ -188,13 +195,9 @@ class ManifestWriter:
         for row in self._frames:
             self.write(FRAME_ROW.pack(*row))
         object_table = self._position
-        objects = 0
-        previous = b""
-        for record in merge(self._donor.file.object_rows() if self._donor is not None else (), self._table):
-            if record[:32] != previous:
-                previous = record[:32]
-                objects += 1
-                self.write(record)
+        for rows in self._object_rows():
+            self.write(rows)
+        objects = (self._position - object_table) // OBJECT_ROW.size
         footer = Footer(
             frame_table=frame_table,
             frames=len(self._frames),
@@ -205,6 +208,28 @@ class ManifestWriter:
             facts=facts,
         )
         self.write(footer.encode())
+
+    def _object_rows(self) -> Iterator[bytes]:
+        """The object table, some rows at a time. Where an object was taken over and is stored as well, that counts."""
+        own = (next(rows) for _, rows in groupby(self._table, key=_id_of))
+        row = next(own, None)
+        for part in self._donor.file.table_parts() if self._donor is not None else ():
+            ids = ids_in(part)
+            among: dict[bytes, bytes] = {}
+            while row is not None and _id_of(row) <= ids[-1]:
+                among[_id_of(row)] = row
+                row = next(own, None)
+            if among:
+                rows = {
+                    part[at : at + DIGEST_SIZE]: part[at : at + OBJECT_ROW.size]
+                    for at in range(0, len(part), OBJECT_ROW.size)
+                }
+                rows |= among
+                part = b"".join(rows[name] for name in sorted(rows))
+            yield part
+        while row is not None:
+            yield row
+            row = next(own, None)
 
     def check(self, *, jobs: int = 1) -> None:
         """Reads back what was written, once it is finished, by the rules of readers. What was taken over was found
@@ -217,7 +242,11 @@ class ManifestWriter:
                 if self._contents is not None:
                     check_contents(reader, self._contents.packed)
             except FormatError as error:
-                hint = "nothing was put in place; this is a fault of mkmeta, or of the disk: please report it"
+                hint = f"nothing was put in place; {_FAULT}"
+                if self._donor is not None:
+                    hint = (
+                        f"nothing was put in place; is what it builds on valid (mkmeta show --check)? If so, {_FAULT}"
+                    )
                 raise MkmetaError(f"what was written is not a valid manifest: {error}", hint=hint) from None
 
     def reserve_frame(self) -> int:
@@ -260,6 +289,11 @@ class _OpenFrame:
             self._writer.write_frame(self._number, b"".join(self._pieces))
             self._pieces = []
             self._size = 0
+
+
+def _id_of(row: bytes) -> bytes:
+    """The ID in a row of the object table."""
+    return row[:DIGEST_SIZE]
 
 
 def _encoded(info: Info) -> bytes:

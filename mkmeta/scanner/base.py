@@ -22,16 +22,19 @@ from typing import Any, Final, NamedTuple
 from blake3 import blake3
 
 from mkmeta.codec.container import Location
-from mkmeta.codec.packing import PackingError, array_header, pack, unpack
+from mkmeta.codec.facts import glance_at_facts
+from mkmeta.codec.objects import encode_entry, examine_page, is_divided
+from mkmeta.codec.packing import PackingError, pack, unpack
 from mkmeta.digest import ObjectId
 from mkmeta.errors import FormatError, UsageError, printable
 from mkmeta.manifest.content_walk import is_public
+from mkmeta.manifest.cursor import directory_at
 from mkmeta.manifest.reader import ManifestReader
-from mkmeta.model import NS, DigestName, DirectoryKind, HardLinks
+from mkmeta.model import NS, Counts, DigestName, DirectoryKind, HardLinks
 from mkmeta.scanner.trust import Trust, trust_in
 from mkmeta.scanner.turns import Turns
 from mkmeta.trees.links import FINGERPRINT_BYTES, Look
-from mkmeta.trees.writer import LinkedName, Own, make_own, own_entry
+from mkmeta.trees.writer import LinkedName, Own, make_own
 
 # ns. Clocks that NTP keeps differ by milliseconds, timestamps are coarse by up to two seconds; what is hashed once more
 # for being so young is a release at most.
@@ -46,14 +49,15 @@ NAME, MODE, UID, GID, SEC, NSEC, SIZE = range(7)  # SIZE: of a file; where other
 CHILDREN, _ENTRIES, KIND = 6, 7, 8
 BLAKE3, _VERITY, XATTRS = 7, 8, 9  # of a file
 _TYPE_SHIFT: Final = 12  # of a mode
-_COMMON: Final = 6  # fields that entries of all types begin with
 _REGULAR, _DIRECTORY = stat.S_IFREG >> _TYPE_SHIFT, stat.S_IFDIR >> _TYPE_SHIFT
+
+_KINDS: Final = tuple(DirectoryKind)  # by value
 
 Row = list[Any]  # an unpacked entry
 _name = itemgetter(NAME)
 _ONLY_REGULAR: Final = {_REGULAR}
-_FILE: Final = itemgetter(MODE, UID, GID, SIZE)
-_SEEN_FILE: Final = itemgetter(stat.ST_MODE, stat.ST_UID, stat.ST_GID, stat.ST_SIZE)  # a stat_result is a tuple
+_FILE: Final = itemgetter(MODE, UID, GID, SEC, SIZE)
+_SEEN_FILE: Final = itemgetter(stat.ST_MODE, stat.ST_UID, stat.ST_GID, stat.ST_MTIME, stat.ST_SIZE)  # of a stat_result
 _INODE: Final = itemgetter(stat.ST_INO)
 _DEVICE: Final = itemgetter(stat.ST_DEV)
 
@@ -61,7 +65,7 @@ _DEVICE: Final = itemgetter(stat.ST_DEV)
 class BaseDirectory(NamedTuple):
     """A directory of the base: what is needed to see whether it is still the same, and to read it."""
 
-    own: Own  # its entry
+    row: Row  # its entry
     children: ObjectId
     entries: int  # all below
     kind: DirectoryKind
@@ -70,21 +74,30 @@ class BaseDirectory(NamedTuple):
     change_time: int  # ns
 
     @property
+    def own(self) -> Own:
+        """Its entry, for a writer."""
+        return make_own(self.row[:CHILDREN], self._xattrs, self.kind)
+
+    @property
     def is_public(self) -> bool:
         """Whether everybody could search it, by what is recorded of it."""
-        row: Any = unpack(array_header(_COMMON) + self.own.head[1:])
-        xattrs: Any = unpack(self.own.tail[1:]) if len(self.own.tail) > 1 else ()
-        return is_public(row[MODE], zip(xattrs[::2], xattrs[1::2], strict=True))
+        xattrs = self._xattrs
+        return is_public(self.row[MODE], zip(xattrs[::2], xattrs[1::2], strict=True))
+
+    @property
+    def _xattrs(self) -> Sequence[bytes]:
+        """Names and values in turn."""
+        return self.row[KIND + 1] if len(self.row) > KIND + 1 else ()
 
     def plain(self) -> tuple[Any, ...]:
         """A tuple of plain ones, which are sent to another process in a quarter of the time."""
-        return tuple(self.own), *self[1:4], tuple(self.facts), *self[5:]
+        return *self[:4], tuple(self.facts), *self[5:]
 
     @classmethod
     def of(cls, plain: tuple[Any, ...]) -> BaseDirectory:
         """What became plain."""
-        own, children, entries, kind, facts, inode, change_time = plain
-        return cls(Own._make(own), children, entries, kind, Location._make(facts), inode, change_time)
+        row, children, entries, kind, facts, inode, change_time = plain
+        return cls(row, children, entries, kind, Location._make(facts), inode, change_time)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +190,7 @@ class RecordedDirectory:
         return kept
 
     def _rows(self, number: int) -> list[Row]:
-        """A page, whose ID is checked: whoever wrote it had checked the rest."""
+        """A page, whose ID is checked: whoever wrote it had checked the rest (see `Base.check`)."""
         try:
             rows: Any = unpack(self._reader.page_bytes(self._pages[number], self._path))
         except PackingError as error:
@@ -211,11 +224,44 @@ class Base:
         """The root; what is known of it is never taken for true, since it always merges."""
         top = self._reader.root.directory
         assert self._reader.facts_place is not None
-        return BaseDirectory(own_entry(b"", top), top.children, top.entries, top.kind, self._reader.facts_place, -1, 0)
+        row: Any = unpack(encode_entry(b"", top))
+        return BaseDirectory(row, top.children, top.entries, top.kind, self._reader.facts_place, -1, 0)
 
     def read(self, directory: BaseDirectory, path: bytes) -> RecordedDirectory:
         """What is in a directory. Raises FormatError when the base is damaged."""
         return RecordedDirectory(self._reader, self._lock, directory, path)
+
+    def glance(self, directory: BaseDirectory) -> Recorded | None:
+        """What is in a directory of one page; None of another, and where `read` says what is wrong with it."""
+        try:
+            with self._lock:
+                page, record = self._reader.glance(directory.children, directory.facts)
+            if is_divided(page):
+                return None
+            rows: Any = unpack(page)
+            recorded = Recorded(rows, *glance_at_facts(record))
+            directories = [row[MODE] >> _TYPE_SHIFT for row in rows].count(_DIRECTORY) if recorded.places else 0
+        except (FormatError, ValueError, TypeError, IndexError):
+            return None
+        return recorded if len(rows) == len(recorded.inodes) and directories == len(recorded.places) else None
+
+    def counts(self, directory: BaseDirectory, path: bytes) -> Counts:
+        """What is in a directory and in all below it, itself included. Raises FormatError when the base is damaged."""
+        try:
+            with self._lock:
+                return self._reader.counts(directory.facts, path)
+        except FormatError as damage:
+            raise of_base(damage, path) from None
+
+    def check(self, directory: BaseDirectory, path: bytes) -> None:
+        """Reads what is in a directory by all rules of a manifest: who compares it with what is there does not, for in
+        what mkmeta wrote there is nothing to find. Raises FormatError.
+        """
+        with self._lock:
+            digests = self._reader.root.digests
+            for page in self._reader.pages(directory, path):
+                data = self._reader.page_bytes(page, path)
+                examine_page(data, directory_at(path), below=directory.kind, digests=digests)
 
     def is_same(self, directory: BaseDirectory, seen: os.stat_result) -> bool:
         """Whether a directory has the names and attributes it had."""
@@ -241,9 +287,9 @@ class Base:
         if not self._is_clock_trusted and not all(map(_has_own_clock, looks)):
             return False
         if {row[MODE] >> _TYPE_SHIFT for row in rows} == _ONLY_REGULAR:
-            return list(map(_FILE, rows)) == list(map(_SEEN_FILE, looks)) and [
-                row[SEC] * NS + row[NSEC] for row in rows
-            ] == [seen.st_mtime_ns for seen in looks]
+            return list(map(_FILE, rows)) == list(map(_SEEN_FILE, looks)) and [row[NSEC] for row in rows] == [
+                seen.st_mtime_ns % NS for seen in looks
+            ]
         return list(map(_recorded, rows)) == list(map(_seen, looks))
 
     def _are_inodes(self, looks: Sequence[os.stat_result], inodes: list[int]) -> bool:
@@ -327,6 +373,11 @@ def linked_name(seen: os.stat_result, row: Row, device: int) -> LinkedName:
     return LinkedName(row[NAME], Look(inode_number(seen, device), seen.st_ctime_ns, seen.st_nlink, fingerprint))
 
 
+def of_base(damage: FormatError, path: bytes) -> FormatError:
+    """What to say of a damaged base, and what to do."""
+    return FormatError(str(damage), path=path, hint="scan without --base")
+
+
 def check_base(reader: ManifestReader, root: bytes) -> None:
     """Raises UsageError unless a manifest can be the base of a scan of `root`."""
     if reader.info.root != root:
@@ -391,6 +442,9 @@ def is_compact(reader: ManifestReader) -> bool:
 
 
 def _directory_of(row: Row, place: Location, inode: int, change_time: int) -> BaseDirectory:
-    kind = DirectoryKind(row[KIND])
-    own = make_own(row[:CHILDREN], row[KIND + 1] if len(row) > KIND + 1 else (), kind)
-    return BaseDirectory(own, row[CHILDREN], row[_ENTRIES], kind, place, inode, change_time)
+    children, entries, kind, *xattrs = row[CHILDREN:]
+    if type(children) is not bytes or type(entries) is not int or type(kind) is not int or not 0 <= kind < len(_KINDS):
+        raise FormatError("the entry of a directory is damaged")
+    if xattrs and (type(xattrs[0]) is not list or set(map(type, xattrs[0])) != {bytes}):
+        raise FormatError("the xattrs of a directory are damaged")
+    return BaseDirectory(row, row[CHILDREN], row[_ENTRIES], _KINDS[row[KIND]], place, inode, change_time)

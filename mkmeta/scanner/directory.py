@@ -13,16 +13,16 @@ import os
 import stat
 import time
 from dataclasses import dataclass
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 from mkmeta.codec.nfs4_acl import Access
 from mkmeta.codec.packing import pack
 from mkmeta.linux.filesystem import BTRFS, filesystem_magic
 from mkmeta.linux.mountinfo import mount_id
 from mkmeta.linux.syscalls import open_beneath
-from mkmeta.model import DirectoryKind
+from mkmeta.model import NAME_MAX, PATH_LIMIT, DirectoryKind
 from mkmeta.pattern import State
-from mkmeta.scanner.base import BaseDirectory, RecordedDirectory
+from mkmeta.scanner.base import BaseDirectory, Recorded, RecordedDirectory
 from mkmeta.scanner.entry import ACCESS_ACL, MOUNT_POINT, EntryReader, twice
 from mkmeta.scanner.gathering import Gathering
 from mkmeta.scanner.inlining import Inline
@@ -31,7 +31,8 @@ from mkmeta.scanner.looking import change_directory, failure, fstat, has_acls, i
 from mkmeta.scanner.records import Changed, Listing, ScanRules, Tally, Unfaithful
 from mkmeta.scanner.sharing import Company, Pace, Shared
 from mkmeta.scanner.skeleton import Names, OnTheWay, Skeleton
-from mkmeta.trees.writer import Own
+from mkmeta.scanner.unchanged import links_among, looks_as_recorded
+from mkmeta.trees.writer import LinkedName, Own
 
 _DOT: Final = ord(".")
 _NO_OWN: Final = Own(b"", b"")
@@ -47,7 +48,13 @@ class Reading:
     listing: Listing  # all of it, or what follows the runs
     runs: IO[bytes] | None = None  # see Gathering.take_runs
     has_children: bool = False
-    own: Own = _NO_OWN  # of a directory
+    own: Own | None = _NO_OWN  # of a directory; None: as the base has it
+
+
+class Unchanged(NamedTuple):
+    """A directory without directories that is, with all in it, as the base has it."""
+
+    links: list[LinkedName]  # names in it of inodes that have several
 
 
 class DirectoryReader(EntryReader):
@@ -72,7 +79,7 @@ class DirectoryReader(EntryReader):
         base: BaseDirectory | None = None,
         only: State | None = None,
         inline: Inline | None = None,
-    ) -> Reading:
+    ) -> Reading | Unchanged:
         """The directory at `path`. Raises Unfaithful, FormatError when the base is damaged, and MkmetaError when there
         is no room for temporary files.
         """
@@ -91,7 +98,7 @@ class DirectoryReader(EntryReader):
         base: BaseDirectory | None,
         only: State | None,
         inline: Inline | None,
-    ) -> Reading:
+    ) -> Reading | Unchanged:
         fd = self._enter(path)
         try:
             before = fstat(fd, path)
@@ -114,7 +121,14 @@ class DirectoryReader(EntryReader):
                     was_open = base is not None and path not in inlining.closed and base.is_public
                     inline = inline._replace(known=was_open)
             as_before = base is not None and only is None and self._is_same(base, kind, before, select, hide)
-            recorded = self.rules.base.read(base, path) if base is not None and self.rules.base is not None else None
+            recorded: Recorded | RecordedDirectory | None = None
+            if base is not None and self.rules.base is not None:
+                recorded = self.rules.base.glance(base) if as_before else None
+                if recorded is not None and inline is None:
+                    links = self._links_of_leaf(path, recorded)
+                    if links is not None:
+                        return Unchanged(links)
+                recorded = recorded or self.rules.base.read(base, path)
             work: Names
             if only is not None:
                 assert self.rules.only is not None
@@ -146,7 +160,7 @@ class DirectoryReader(EntryReader):
             reading = self._read_names(path, fd, names, recorded, work)
             try:
                 if as_before and base is not None:  # its names were not listed, and its attributes cannot have changed
-                    reading.own = base.own
+                    reading.own = None
                 else:
                     reading.own = self.describe(path, before, kind if only is None else DirectoryKind.MERGE, tally)
                     if kind is DirectoryKind.OPAQUE and not same(fstat(fd, path), before):
@@ -161,7 +175,7 @@ class DirectoryReader(EntryReader):
             os.close(fd)
 
     def _read_names(
-        self, path: bytes, fd: int, names: list[bytes], recorded: RecordedDirectory | None, work: Names
+        self, path: bytes, fd: int, names: list[bytes], recorded: Recorded | RecordedDirectory | None, work: Names
     ) -> Reading:
         """Has names of the working directory, open as `fd`, read: at once, or by turns that others share."""
         count = len(names)
@@ -191,6 +205,23 @@ class DirectoryReader(EntryReader):
             self.matched |= gathering.matched
             self.matched_only |= gathering.matched_only
             return Reading(gathering.last(), gathering.take_runs(), has_children=gathering.has_children)
+
+    def _links_of_leaf(self, path: bytes, recorded: Recorded) -> list[LinkedName] | None:
+        """Whether there is in the working directory what the base has, and no directory: the names of inodes that have
+        several. None: it is not so, or there is more to do to know.
+
+        Of a scan on a base this is most. `Inside.read` would find the same, in twice the time.
+        """
+        rules = self.rules
+        base, count = rules.base, len(recorded.rows)
+        if base is None or not base.adopted or recorded.places or count > 2 * self.pace.names:
+            return None
+        if rules.mount_points or len(path) > PATH_LIMIT - NAME_MAX - 1:
+            return None
+        started = time.perf_counter()
+        looks = looks_as_recorded(base, recorded)
+        self.pace.count(count, time.perf_counter() - started)
+        return links_among(recorded, looks, rules.device) if looks is not None else None
 
     def _read_file(self, path: bytes) -> Listing:
         listing = Listing()

@@ -18,6 +18,7 @@ from mkmeta.scanner.entry import NOT_HERE, EntryReader
 from mkmeta.scanner.inlining import Inline
 from mkmeta.scanner.looking import look
 from mkmeta.scanner.records import Child, Listing, Unfaithful
+from mkmeta.scanner.unchanged import looks_as_recorded
 
 _TYPE_SHIFT: Final = 12  # of a mode
 _NLINK, _SIZE = itemgetter(stat.ST_NLINK), itemgetter(stat.ST_SIZE)  # a stat_result is a tuple
@@ -125,16 +126,10 @@ class Inside:
         """
         if reader.rules.mount_points or len(self.prefix) > PATH_LIMIT - NAME_MAX:
             return None
-        rows, has_directories = recorded.rows, bool(recorded.places)
-        try:
-            looks = list(map(os.lstat, recorded.names()))
-        except OSError:
-            return None  # whoever looks once more will say what it is
-        if has_directories:
-            if not base.are_directories_as_recorded(recorded, looks):
-                return None
-        elif rows and not base.are_as_recorded(rows, recorded.inodes, recorded.change_times, looks):
+        looks = looks_as_recorded(base, recorded)
+        if looks is None:
             return None
+        rows, has_directories = recorded.rows, bool(recorded.places)
         inline = self.inline
         if inline is not None and any(is_lacking(reader, self.prefix, inline, row) for row in rows):
             return None

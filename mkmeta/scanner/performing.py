@@ -15,8 +15,9 @@ from mkmeta.codec.facts import PageFacts, encode_facts, encode_page_facts
 from mkmeta.codec.objects import PAGE_BYTES, encode_page
 from mkmeta.digest import ObjectKind
 from mkmeta.errors import FormatError, MkmetaError
-from mkmeta.model import Counts, DirectoryKind
-from mkmeta.scanner.directory import DirectoryReader, Reading
+from mkmeta.model import DirectoryKind
+from mkmeta.scanner.base import of_base
+from mkmeta.scanner.directory import DirectoryReader, Reading, Unchanged
 from mkmeta.scanner.records import Child, Unfaithful
 from mkmeta.scanner.tasks import NO_FILE, Complete, Partial, Problem, Result, Same, Task
 from mkmeta.trees.writer import LinkedName
@@ -38,22 +39,32 @@ def perform(reader: DirectoryReader, task: Task) -> tuple[Result, list[IO[bytes]
 
 def _perform(reader: DirectoryReader, task: Task, deadline: float, levels: int, files: list[IO[bytes]]) -> Result:
     try:
-        if task.kind is None:
-            reading = reader.read_file(task.path)
-        else:
-            reading = reader.read_directory(task.path, task.kind, *task[3:])
+        reading = _read(reader, task)
     except Unfaithful as problem:
         return Problem(task.number, problem.path, problem.why, problem.errno)
     except FormatError as damage:
-        fatal = FormatError(str(damage), path=task.path, hint="scan without --base")
-        return Problem(task.number, task.path, "", None, fatal)
+        return Problem(task.number, task.path, "", None, of_base(damage, task.path))
     except MkmetaError as error:
         return Problem(task.number, task.path, "", None, error)
+    if isinstance(reading, Unchanged):
+        return Same(task.number, None, [(b"", reading.links)] if reading.links else [])
     result = _result(reader, task, reading, files)
     if isinstance(result, Partial) and result.children and result.runs == NO_FILE and levels:
         _read_below(reader, task, result, deadline, levels, files)
         return _whole(reader, task, result) or result
     return result
+
+
+def _read(reader: DirectoryReader, task: Task) -> Reading | Unchanged:
+    """Raises Unfaithful, FormatError when the base is damaged, and other MkmetaErrors."""
+    if task.kind is None:
+        return reader.read_file(task.path)
+    try:
+        return reader.read_directory(task.path, task.kind, *task[3:])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        if task.base is not None and reader.rules.base is not None:
+            reader.rules.base.check(task.base, task.path)
+        raise
 
 
 def _read_below(
@@ -79,15 +90,13 @@ def _whole(reader: DirectoryReader, task: Task, listing: Partial) -> Same | None
     """A directory that is, with all below it, what the base has; None: something is not, or was not looked at."""
     if not _is_as_in_base(reader, task, listing.kind, same=listing.same) or len(listing.found) < len(listing.children):
         return None
-    counts = Counts._make(listing.counts).plus(Counts(dirs=1))
     links: list[tuple[bytes, list[LinkedName]]] = [(b"", listing.links)] if listing.links else []
     for number, child in enumerate(listing.children):
         found = listing.found[number]
-        if not isinstance(found, Same) or found.runs != NO_FILE or (found.head, found.tail) != child.base.own:
+        if not isinstance(found, Same) or found.runs != NO_FILE or found.own not in (None, child.base.own):
             return None
-        counts = counts.plus(found.counts)
         links += ((child.name + b"/" + below if below else child.name, names) for below, names in found.links)
-    return Same(task.number, listing.head, listing.tail, links, counts)
+    return Same(task.number, listing.own, links)
 
 
 def _is_as_in_base(reader: DirectoryReader, task: Task, kind: DirectoryKind | None, *, same: bool) -> bool:
@@ -107,11 +116,12 @@ def _result(reader: DirectoryReader, task: Task, reading: Reading, files: list[I
     if reading.runs is not None:
         runs = len(files)
         files.append(reading.runs)
+    own = (reading.own.head, reading.own.tail) if reading.own is not None else None
     body = listing.pieces[0] if listing.pieces else b""
     is_leaf = kind is DirectoryKind.OPAQUE and not reading.has_children
     if is_leaf and _is_as_in_base(reader, task, kind, same=listing.same):
         links = [(b"", listing.links)] if listing.links else []
-        return Same(task.number, *reading.own, links, counts._replace(dirs=1), runs)
+        return Same(task.number, own, links, runs)
     if not is_leaf or runs != NO_FILE or len(body) > PAGE_BYTES:
         return Partial(
             task=task.number,
@@ -127,8 +137,7 @@ def _result(reader: DirectoryReader, task: Task, reading: Reading, files: list[I
             left_out=listing.left_out,
             gone=listing.gone,
             same=listing.same,
-            head=reading.own.head,
-            tail=reading.own.tail,
+            own=own,
             counts=counts,
         )
     counts = counts._replace(dirs=1)
@@ -140,8 +149,7 @@ def _result(reader: DirectoryReader, task: Task, reading: Reading, files: list[I
         data=data,
         facts=encode_facts(counts, facts),
         entries=listing.entries,
-        head=reading.own.head,
-        tail=reading.own.tail,
+        own=own,
         links=listing.links,
         counts=counts,
     )

@@ -24,7 +24,7 @@ from mkmeta.linux.mountinfo import mount_points_below
 from mkmeta.linux.ownership import strangers
 from mkmeta.model import Counts, DirectoryKind
 from mkmeta.pattern import Patterns, State
-from mkmeta.scanner.directory import DirectoryReader
+from mkmeta.scanner.directory import DirectoryReader, Reading
 from mkmeta.scanner.gathering import Runs
 from mkmeta.scanner.options import ScanOptions, check_patterns
 from mkmeta.scanner.records import Child, Listing, ScanRules, Unfaithful
@@ -170,6 +170,7 @@ class _Preview:
 
     def _listings(self, directory: _Directory) -> Iterator[Listing]:
         reading = self._reader.read_directory(directory.path, directory.kind, directory.select, directory.hide)
+        assert isinstance(reading, Reading)  # there is no base
         yield from Runs(reading.runs)
         yield reading.listing
 

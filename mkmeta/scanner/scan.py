@@ -37,6 +37,7 @@ from mkmeta.scanner.base import (
     compact_size,
     is_compact,
 )
+from mkmeta.scanner.counted_before import CountedBefore
 from mkmeta.scanner.entry import NFS4_ACL
 from mkmeta.scanner.forecast import Forecast
 from mkmeta.scanner.gathering import Runs
@@ -68,6 +69,14 @@ class _Expected(NamedTuple):
     on_the_way: bool  # only a part of it is looked at
 
 
+def _own(expected: _Expected, found: tuple[bytes, bytes] | None) -> Own:
+    """The own entry of the directory that a task was for."""
+    if found is not None:
+        return Own._make(found)
+    assert expected.base is not None
+    return expected.base.own
+
+
 class _Files:
     """The files that came with a report."""
 
@@ -91,6 +100,7 @@ class _Rest(NamedTuple):
     opening: Opening
     runs: Runs
     last: Partial
+    before: CountedBefore
 
 
 def scan(options: ScanOptions, stream: BinaryIO, observer: Observer | None = None) -> ScanReport:
@@ -205,7 +215,7 @@ class _Scan:
                 self._hand_out(pool)
                 if rules.base is not None and rules.base.adopted:  # workers need not inherit what that takes
                     assert options.base is not None
-                    manifest.adopt(options.base)
+                    manifest.adopt(options.base, unread=True)  # whoever finds something unchanged has read it
                 while True:
                     self._hand_out(pool)
                     if self._writer.is_complete:
@@ -345,21 +355,27 @@ class _Scan:
             return
         match result:
             case Complete():
-                own, counts = Own(result.head, result.tail), self._note(result.counts)
+                own, counts = _own(expected, result.own), self._note(result.counts)
                 self._add_links(place, [(b"", result.links)])
                 writer.leaf_directory(place, own, result.object_id, result.data, result.facts, result.entries, counts)
             case Same():
                 assert expected.base is not None
-                base, own, counts = expected.base, Own(result.head, result.tail), self._note(result.counts)
                 self._add_links(place, result.links)
                 for run in files.take(result.runs):
                     self._add_links(place, [(b"", run.links)])
-                    counts = counts.plus(self._note(run.counts()))
+                base, own = expected.base, _own(expected, result.own)
+                counts = self._unchanged_below(base, place.path)
                 writer.as_before(place, own, base.children, base.entries, base.facts, counts)
             case Partial():
                 self._take(expected, result, files)
             case Problem():
                 self._give_up(place, result)
+
+    def _unchanged_below(self, base: BaseDirectory, path: bytes) -> Counts:
+        """What is in a directory that is as in the base, with all below it."""
+        assert self._rules.base is not None
+        there = self._rules.base.counts(base, path)
+        return self._note(there._replace(unchanged=there.files + there.symlinks + there.others))
 
     def _note(self, found: tuple[int, ...]) -> Counts:
         """What a worker counted; it is added up for progress."""
@@ -389,7 +405,9 @@ class _Scan:
             return
         opening = writer.open(place, listing.kind)
         opening.looked_at = expected.on_the_way
-        self._go_on(_Rest(expected, opening, files.take(listing.runs), listing), files)
+        same = expected.base if self._is_adopted and listing.same else None
+        before = CountedBefore(self._rules.base, same, listing.kind, place.path)
+        self._go_on(_Rest(expected, opening, files.take(listing.runs), listing, before), files)
 
     def _go_on(self, rest: _Rest, files: _Files) -> None:
         """Takes the next run of a directory; what follows has to wait until its children have been handed out."""
@@ -399,14 +417,16 @@ class _Scan:
         for run in rest.runs:
             place = len(self._todo)
             self._add(rest.opening, run, self._note(run.counts()), {}, files)
+            rest.before.subtract(run.counts(), run.children)
             if len(self._todo) > place:
                 self._todo.insert(place, rest)
                 return
         expected, last = rest.expected, rest.last
         self._add(rest.opening, last, self._note(last.counts), last.found, files)
+        rest.before.subtract(last.counts, last.children)
         base = expected.base
         unchanged = base.children if self._is_adopted and last.same and base is not None else None
-        self._writer.close(rest.opening, Own(last.head, last.tail), base=unchanged)
+        self._writer.close(rest.opening, _own(expected, last.own), rest.before.left(), base=unchanged)
 
     def _add(
         self,

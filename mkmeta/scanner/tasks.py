@@ -53,8 +53,7 @@ class Complete(NamedTuple):
     data: bytes
     facts: bytes
     entries: int
-    head: bytes
-    tail: bytes
+    own: tuple[bytes, bytes] | None  # fields of Own; None: as in the base
     links: list[LinkedName]
     counts: tuple[int, ...]  # fields of Counts, itself included
 
@@ -63,11 +62,9 @@ class Same(NamedTuple):
     """An opaque directory which is, but perhaps for its own attributes, what the base has, with all below it."""
 
     task: int
-    head: bytes
-    tail: bytes
+    own: tuple[bytes, bytes] | None  # fields of Own; None: as in the base
     links: list[tuple[bytes, list[LinkedName]]]  # names in it, and in directories below: their paths from here
-    counts: tuple[int, ...]  # fields of Counts, itself included
-    runs: int = NO_FILE  # a file with what comes before that: links and counts (`Partial.runs`)
+    runs: int = NO_FILE  # a file with what comes before that (`Partial.runs`), of which only the links are of interest
 
 
 class Partial(NamedTuple):
@@ -86,8 +83,7 @@ class Partial(NamedTuple):
     left_out: list[tuple[bytes, str]]
     gone: list[bytes]
     same: bool
-    head: bytes
-    tail: bytes
+    own: tuple[bytes, bytes] | None  # fields of Own; None: as in the base
     counts: tuple[int, ...]  # fields of Counts
 
 
