@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from mkmeta.codec.container import FRAME_COMPRESSED_MAX
+from mkmeta.codec.container import FRAME_COMPRESSED_MAX, OBJECT_ROW
 from mkmeta.errors import FormatError
 from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NAME_MAX, PATH_LIMIT
+from tests.layer.manifests import manifest_from
 from tests.manifest.hostile import deep
 from tests.vectors.assemble import Draft, entry, file
 from tests.vectors.reject import base
+from tests.vectors.trees import Tree, regular
 
 
 @contextmanager
@@ -92,3 +95,22 @@ def test_the_longest_path(known: bool) -> None:
 
 
 LEVELS = 15  # of directories whose names are as long as can be
+
+
+def test_frames_are_taken_over_only_with_each_object_where_its_name_says() -> None:
+    """Any two whose places were exchanged: no checksum of a frame tells."""
+    leaves = {b"d%d" % number: Tree(children={b"f%d" % number: regular(number)}) for number in range(4)}
+    manifest = manifest_from(Tree(children=leaves))
+    with opened(manifest) as reader:
+        assert len(list(reader.file.frames())) == reader.file.object_frames
+        table, rows = reader.file.footer.object_table, reader.file.footer.objects
+    size = OBJECT_ROW.size
+    starts = [table + number * size for number in range(rows)]
+    for one, other in itertools.pairwise(starts):
+        damaged = bytearray(manifest)
+        damaged[one + 32 : one + size], damaged[other + 32 : other + size] = (
+            manifest[other + 32 : other + size],
+            manifest[one + 32 : one + size],
+        )
+        with opened(bytes(damaged)) as reader, pytest.raises(FormatError, match="is damaged"):
+            list(reader.file.frames())
