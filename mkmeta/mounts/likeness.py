@@ -17,7 +17,8 @@ from mkmeta.linux.filesystem import is_overlay
 from mkmeta.linux.handles import Handle, handle_of, open_by_handle
 from mkmeta.linux.mountinfo import Mount
 from mkmeta.linux.namespaces import TOO_LONG, Proc, Table
-from mkmeta.linux.syscalls import CLONE_NEWNS, setns
+from mkmeta.linux.syscalls import CLONE_NEWNS, open_beneath, setns
+from mkmeta.mounts.live import layers_of
 
 _DELETED: Final = b" (deleted)"  # what readlink of /proc/PID/fd appends
 _WITNESSES: Final = 1000  # directories looked into for a witness
@@ -73,7 +74,7 @@ class Likeness:
                     setns(namespace, CLONE_NEWNS)
                 with closing(os.open(mount.point, os.O_PATH | os.O_CLOEXEC)) as fd:
                     if self._proc.mount_id(fd) == mount.id:  # or something else covers it there
-                        like = self._of_root(fd, is_whole=mount.root == b"/")
+                        like = self._of_root(fd, is_whole=mount.root == b"/", names=layers_of(mount).lowers)
                         if like.layers is not None:
                             return like
             except OSError:
@@ -103,15 +104,44 @@ class Likeness:
         name = path.removesuffix(_DELETED)
         return Like(frozenset(one.path for one in self._layers if _is_inode(fd, _number_of(one.path + name))))
 
-    def _of_root(self, root: int, *, is_whole: bool) -> Like:
-        """Of the root of a mount; `is_whole`: it is the root of the overlay too, where witnesses can be found."""
+    def _of_root(self, root: int, *, is_whole: bool, names: Sequence[bytes] = ()) -> Like:
+        """Of the root of a mount; `is_whole`: it is the root of the overlay too, where witnesses can be found.
+
+        `names`: what its layers were called.
+        """
         handle = _handle(root)
         real = handle.real() if handle is not None else None
         if real is not None:
             return Like(self._layers_with(real))
         if not is_whole:
             return Like(None)
-        return Like(frozenset(one.path for one in self._layers if one.witness is None or _has(root, one)))
+        found = frozenset(one.path for one in self._layers if one.witness is None or _has(root, one))
+        return Like(found) if found else self._below(root, names)
+
+    def _below(self, root: int, names: Sequence[bytes]) -> Like:
+        """Of the root of an overlay that may have a directory of a mounted layer as one of its own, as of `/mnt/sw/grp`
+        there is `grp` in the layer; what a relative name is the end of is not known.
+        """
+        found = set()
+        for name in names:
+            parts = [part for part in name.split(b"/") if part not in (b"", b".")]
+            if not name.startswith(b"/") or b".." in parts:
+                return Like(None)
+            for layer in self._layers:
+                for start in range(len(parts)):
+                    path = b"/".join(parts[start:])
+                    try:
+                        with closing(os.open(layer.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as top:
+                            os.close(open_beneath(path, os.O_PATH | os.O_DIRECTORY, dir_fd=top))
+                    except (FileNotFoundError, NotADirectoryError):
+                        continue
+                    except OSError:  # through a link, for one
+                        found.add(layer.path)
+                        continue
+                    below = Layer.at(layer.path + b"/" + path)
+                    if below is not None and (below.witness is None or _has(root, below)):
+                        found.add(layer.path)
+        return Like(frozenset(found))
 
     def _layers_with(self, handle: Handle) -> frozenset[bytes] | None:
         """The layers that the file with a handle is in; None when it may be in any."""

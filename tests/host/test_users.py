@@ -205,6 +205,43 @@ def test_nested_by_hand_and_the_inner_one_out_of_sight(host: Host) -> None:
     assert _numbers(host) == [1, 3]
 
 
+@pytest.mark.parametrize("way", ["a path", "a relative one", "a path, and the layer is gone", "a path through a link"])
+def test_a_container_above_a_directory_of_it(host: Host, way: str) -> None:
+    """Its overlay has no handles, nothing in its root is where the layer has it. Nested layers can have none above."""
+    for name in ("u", "w", "c", "link"):
+        (host.top / name).mkdir()
+    host.activate("--profile", "merge")
+    lower = "paint" if "relative" in way else f"{host.point}/grp/paint"
+    if "link" in way:
+        (host.top / "link/sw").symlink_to(host.point)
+        lower = f"{host.top}/link/sw/grp/../grp/paint"
+    options = f"lowerdir={lower},upperdir={host.top}/u,workdir={host.top}/w"
+    _by_hand(options, host.top / "c", host.point / "grp")
+    _newer(host)
+    host.activate("--profile", "merge")
+    if "gone" in way:
+        host.call("deactivate", host.point)
+    host.call("gc", host.store, *AT_ONCE)
+    assert 1 in _numbers(host)
+    assert (host.top / "c/v1/lib/one").read_text() == "first\n"
+    umount2(os.fsencode(host.top / "c"))
+    _removes_all_but(host, [3])
+
+
+def test_overlays_of_others_above_overlays_keep_nothing(host: Host) -> None:
+    """Without handles, and with names that the layer has too."""
+    for name in ("lower/grp/paint", "empty", "inner", "u", "w", "c"):
+        (host.top / name).mkdir(parents=True)
+    (host.top / "lower/grp/paint/file").write_text("x")
+    _by_hand(f"ro,lowerdir={host.top}/lower:{host.top}/empty", host.top / "inner")
+    _by_hand(f"lowerdir={host.top}/inner/grp/paint,upperdir={host.top}/u,workdir={host.top}/w", host.top / "c")
+    _newer(host)
+    host.call("gc", host.store, *AT_ONCE)
+    assert _numbers(host) == [3]
+    umount2(os.fsencode(host.top / "c"))
+    umount2(os.fsencode(host.top / "inner"))
+
+
 def test_overlays_of_others_keep_nothing(host: Host) -> None:
     """A container's, on the same filesystem, with names as containers have them; one that is detached and in use."""
     for name in ("l", "u", "w", "c", "d"):
