@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from mkmeta.linux.temporary import TemporaryFile
 
-MEMORY_LIMIT: Final = 8 << 20  # bytes of records, with Python's overhead, before a run is spilled
+MEMORY_LIMIT: Final = 6 << 20  # bytes of records, with Python's overhead, before a run is spilled
 _OVERHEAD = 80  # bytes Python spends on a short bytes object and its place in a list
 _READ_SIZE = 64 << 10  # bytes read at once from a run: bounds the memory of a merge of many runs
 _LENGTH_BYTES = 4
