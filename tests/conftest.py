@@ -175,10 +175,13 @@ def _leave_mounts_of_others() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if CAPABILITIES["root"]:
         _leave_mounts_of_others()
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # `nohup pytest &`; programs that tests start would inherit it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGQUIT,
+    ):  # `nohup pytest &` ignores them, and so would programs
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     lacking = [name for name in os.environ.get(MUST_HAVE, "").split(",") if name and not CAPABILITIES[name]]
     if lacking:
         raise pytest.UsageError(f"this machine lacks what {MUST_HAVE} says it has: {', '.join(lacking)}")
