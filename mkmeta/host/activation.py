@@ -260,7 +260,8 @@ def _chosen(store: Store | LooseStore, number: int | None, live: LiveMount | Non
                 raise RefusedError(
                     f"generation {mounted} is mounted, newer than the store's current one, {current.number}",
                     path=live.point,
-                    hint=f"to go back: `mkmeta rollback`, or --generation {current.number}",
+                    hint=f"to stay, as after a call that was killed: --generation {mounted}; "
+                    f"to go back: `mkmeta rollback`, or --generation {current.number}",
                 )
     return current
 
