@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import random
-import tempfile
-from collections.abc import Iterator
 
 import pytest
 
@@ -16,9 +13,9 @@ from mkmeta.codec.info import Info
 from mkmeta.digest import ObjectId, ObjectKind
 from mkmeta.errors import FormatError
 from mkmeta.manifest import object_file, writer
-from mkmeta.manifest.reader import ManifestReader
 from mkmeta.manifest.writer import ManifestWriter
 from mkmeta.model import Directory, DirectoryKind, Root
+from tests.manifest.opened import opened
 from tests.property.mutations import Taken
 
 INFO = Info(root=b"/mnt/sw", created=0, tool="mkmeta test")
@@ -30,21 +27,11 @@ def manifest_of(objects: list[bytes], root: Root, *, base: bytes = b"", unread: 
     with contextlib.ExitStack() as stack:
         taking = stack.enter_context(ManifestWriter(stream))
         if base:
-            taking.adopt(stack.enter_context(reader_of(base)), unread=unread)
+            taking.adopt(stack.enter_context(opened(base)), unread=unread)
         for data in objects:
             taking.add(ObjectKind.DIRECTORY, data)
         taking.finish(root, INFO, None)
     return stream.getvalue()
-
-
-@contextlib.contextmanager
-def reader_of(data: bytes) -> Iterator[ManifestReader]:
-    """A reader of bytes."""
-    with tempfile.TemporaryFile() as file:
-        file.write(data)
-        file.flush()
-        with ManifestReader(os.dup(file.fileno())) as reader:
-            yield reader
 
 
 def damaged(data: bytes, victims: set[bytes]) -> bytes:
@@ -75,7 +62,7 @@ def test_objects_that_are_added_again(seed: int, monkeypatch: pytest.MonkeyPatch
     added = dice.sample(old, len(old) // 2) + new
     dice.shuffle(added)
     data = manifest_of([*added, *added[:5]], _root(dice), base=base)
-    with reader_of(data) as reader:
+    with opened(data) as reader:
         reader.file.check_tables()
         _ = reader.root
         names = [name for part in reader.file.table_parts() for name in object_file.ids_in(part)]
@@ -124,7 +111,7 @@ def test_made_up_tables(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     taken = Taken(manifest_of([b"one"], _root(random.Random(1))))
     made_up = [(1 << number).to_bytes(32, "big") for number in range(256)]
     taken.rows = sorted([*taken.rows, *([name, 0, 0, number] for number, name in enumerate(made_up))])
-    with reader_of(taken.with_record(0, taken.frames[0])) as reader:
+    with opened(taken.with_record(0, taken.frames[0])) as reader:
         looks = 0
         table_part = reader.file._table_part
 

@@ -10,7 +10,7 @@ from mkmeta.codec.container import CONTENT_SIZE_MAX
 from mkmeta.manifest import cursor
 from mkmeta.manifest.content_walk import Totals, count_inside
 from mkmeta.model import DigestName, RegularFile
-from tests.manifest.test_reader import opened
+from tests.manifest.opened import opened
 from tests.vectors.cases import CASES
 from tests.vectors.trees import walk, write_tree
 

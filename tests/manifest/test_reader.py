@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,18 +14,10 @@ from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import NAME_MAX, PATH_LIMIT
 from tests.layer.manifests import manifest_from
 from tests.manifest.hostile import deep
+from tests.manifest.opened import opened
 from tests.vectors.assemble import Draft, entry, file
 from tests.vectors.reject import base
 from tests.vectors.trees import Tree, regular
-
-
-@contextmanager
-def opened(data: bytes) -> Iterator[ManifestReader]:
-    with tempfile.TemporaryFile() as stream:
-        stream.write(data)
-        stream.flush()
-        with ManifestReader(os.dup(stream.fileno())) as reader:
-            yield reader
 
 
 @pytest.mark.timeout(20)

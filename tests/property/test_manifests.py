@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from mkmeta.manifest.check import check
 from mkmeta.manifest.reader import ManifestReader
 from mkmeta.model import Counts, DigestName, Directory, DirectoryKind, LinkRow, Node, PrimaryRow, Xattrs
 from tests import strategies as some
+from tests.manifest.opened import opened
 from tests.property.mutations import accepts
 from tests.vectors.test_vectors import as_example_sees
 from tests.vectors.trees import Leaf, Tree, link_rows, made_up_facts, regular, walk, write_tree
@@ -28,16 +27,6 @@ from tests.vectors.trees import Leaf, Tree, link_rows, made_up_facts, regular, w
 Drawn = tuple[tuple[DigestName, ...], Tree]  # digests recorded, tree
 CASES = some.digest_sets.flatmap(lambda digests: st.tuples(st.just(digests), some.trees(digests)))
 slow_to_draw = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-
-
-@contextlib.contextmanager
-def opened(data: bytes) -> Iterator[ManifestReader]:
-    """A reader of a file in memory."""
-    with tempfile.TemporaryFile() as stream:
-        stream.write(data)
-        stream.flush()
-        with ManifestReader(os.dup(stream.fileno())) as reader:
-            yield reader
 
 
 def written(tree: Tree, digests: tuple[DigestName, ...], *, facts: bool = False) -> bytes:
