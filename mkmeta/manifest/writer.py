@@ -232,8 +232,8 @@ class ManifestWriter:
             row = next(own, None)
 
     def check(self, *, jobs: int = 1) -> None:
-        """Reads back what was written, once it is finished, by the rules of readers. What was taken over was found
-        undamaged then, and is not read again. Raises MkmetaError.
+        """Reads back what was written, once it is finished, by the rules of readers. What was taken over was
+        read then, or by whoever refers to it (`adopt`), and is not read again. Raises MkmetaError.
         """
         self._stream.flush()
         with ManifestReader(os.dup(self._stream.fileno())) as reader:
@@ -242,11 +242,8 @@ class ManifestWriter:
                 if self._contents is not None:
                     check_contents(reader, self._contents.packed)
             except FormatError as error:
-                hint = f"nothing was put in place; {_FAULT}"
-                if self._donor is not None:
-                    hint = (
-                        f"nothing was put in place; is what it builds on valid (mkmeta show --check)? If so, {_FAULT}"
-                    )
+                base = "is what it builds on valid (mkmeta show --check)? If so, " if self._donor is not None else ""
+                hint = f"nothing was put in place; {base}{_FAULT}"
                 raise MkmetaError(f"what was written is not a valid manifest: {error}", hint=hint) from None
 
     def reserve_frame(self) -> int:
